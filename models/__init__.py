@@ -1,0 +1,21 @@
+"""Segmentation networks with attention: CCNet, ANN, Non-local. Tensors only: no HTTP, no queue, no settings."""
+
+from models.checkpoint import load_segmentor
+from models.errors import CheckpointError, ModelError, UnknownModel
+from models.registry import ModelSpec, create_model, get_spec, list_models
+from models.segmentor import Output, Segmentor
+from models.traces import Trace
+
+__all__ = [
+    "CheckpointError",
+    "ModelError",
+    "ModelSpec",
+    "Output",
+    "Segmentor",
+    "Trace",
+    "UnknownModel",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "load_segmentor",
+]

@@ -1,0 +1,126 @@
+"""Builds the segmentor that a state dict was saved from, from the shapes of its tensors alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.backbones.mobilenet import STEM_CHANNELS, MobileNetV2
+from models.backbones.resnet import BLOCKS, ResNet
+from models.errors import CheckpointError
+from models.folding import fold_batch_norm
+from models.heads.ann import ANNHead
+from models.heads.ccnet import CCHead
+from models.heads.decoder import Decoder
+from models.heads.fcn import FCNHead, Head
+from models.heads.non_local import NonLocalHead
+from models.segmentor import Segmentor
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes don't tell. The defaults are mmsegmentation's and the papers'."""
+
+    recurrence: int = 2
+    output_stride: int = 16  # of a MobileNetV2; a ResNet is always at 8
+    align_corners: bool = False
+
+
+def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
+    """An untrained segmentor with exactly these parameters.
+
+    Raises:
+        CheckpointError: the tensors are of no architecture that we know
+    """
+    head = _build_head(shapes, options)
+    segmentor = Segmentor(
+        _build_backbone(shapes, options), head, _build_decoder(shapes), align_corners=options.align_corners
+    ).eval()
+    # A checkpoint trained or saved without batch norm in its backbone has biases in their stead.
+    if "backbone.stem.conv.bias" in shapes or "backbone.stem.0.bias" in shapes:
+        fold_batch_norm(segmentor.backbone)
+    return segmentor
+
+
+def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
+    if "backbone.layer1.0.conv1.weight" in shapes:
+        counts = tuple(_count_blocks(shapes, stage) for stage in range(1, 5))
+        depth = next((depth for depth, blocks in BLOCKS.items() if blocks == counts), None)
+        if depth is None:
+            raise CheckpointError(f"a ResNet with {counts} blocks; we know {sorted(BLOCKS.values())}")
+        return ResNet(
+            depth,
+            stem_channels=(_out(shapes, "backbone.stem.0"), _out(shapes, "backbone.stem.6")),
+            planes=_out(shapes, "backbone.layer1.0.conv1"),
+        )
+    if "backbone.layer1.0.depthwise.conv.weight" in shapes:
+        width = _out(shapes, "backbone.stem.conv") / STEM_CHANNELS
+        return MobileNetV2(width=width, output_stride=options.output_stride)
+    raise CheckpointError("the backbone is neither a ResNetV1c nor our MobileNetV2")
+
+
+def _build_head(shapes: Shapes, options: Options) -> Head:
+    classifier_channels = _in(shapes, "decode_head.conv_seg")
+    num_classes = _out(shapes, "decode_head.conv_seg")
+    if "decode_head.fusion.stages.0.key_project.conv.weight" in shapes:
+        return ANNHead(
+            (
+                _in(shapes, "decode_head.fusion.stages.0.key_project.conv"),
+                _in(shapes, "decode_head.fusion.stages.0.query_project.conv"),
+            ),
+            _out(shapes, "decode_head.bottleneck.conv"),
+            num_classes,
+            inner_channels=_out(shapes, "decode_head.context.stages.0.value_project"),
+            classifier_channels=classifier_channels,
+        )
+    in_channels, channels = _in(shapes, "decode_head.convs.0.conv"), _out(shapes, "decode_head.convs.0.conv")
+    if "decode_head.cca.query_conv.weight" in shapes:
+        return CCHead(
+            in_channels,
+            channels,
+            num_classes,
+            query_channels=_out(shapes, "decode_head.cca.query_conv"),
+            recurrence=options.recurrence,
+            classifier_channels=classifier_channels,
+        )
+    if "decode_head.nl_block.g.conv.weight" in shapes:
+        return NonLocalHead(
+            in_channels,
+            channels,
+            num_classes,
+            inner_channels=_out(shapes, "decode_head.nl_block.g.conv"),
+            classifier_channels=classifier_channels,
+        )
+    return FCNHead(in_channels, channels, num_classes, classifier_channels=classifier_channels)
+
+
+def _build_decoder(shapes: Shapes) -> Decoder | None:
+    if "decoder.stride8.mix.conv.weight" not in shapes:
+        return None
+    outs = _out(shapes, "decoder.stride4.mix.conv"), _out(shapes, "decoder.stride8.mix.conv")
+    fine4 = _in(shapes, "decoder.stride4.mix.conv") - outs[1]
+    fine8 = _out(shapes, "backbone.layer2.0.project.conv")
+    return Decoder(_in(shapes, "decoder.stride8.mix.conv") - fine8, (fine4, fine8), outs)
+
+
+def _count_blocks(shapes: Shapes, stage: int) -> int:
+    prefix = f"backbone.layer{stage}."
+    return len({key.split(".")[2] for key in shapes if key.startswith(prefix)})
+
+
+def _out(shapes: Shapes, module: str) -> int:
+    return _shape(shapes, module)[0]
+
+
+def _in(shapes: Shapes, module: str) -> int:
+    return _shape(shapes, module)[1]
+
+
+def _shape(shapes: Shapes, module: str) -> torch.Size:
+    try:
+        return shapes[f"{module}.weight"]
+    except KeyError:
+        raise CheckpointError(f"no tensor {module}.weight: not a CCNet, ANN, Non-local or plain FCN head") from None

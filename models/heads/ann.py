@@ -1,0 +1,104 @@
+"""ANN: Asymmetric Non-local Neural Networks for Semantic Segmentation (arXiv 1908.07678)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.heads.fcn import Head
+from models.layers import ConvModule
+from models.ops.attention import dense_attention, pyramid_pool
+from models.traces import Block, Trace
+
+POOL_SCALES = (1, 3, 6, 8)  # 110 anchors (section 3.2)
+
+
+class PyramidAttention(nn.Module):
+    """Attention of one map's positions over pyramid-pooled keys and values of another (section 3.2)."""
+
+    def __init__(
+        self, query_channels: int, key_channels: int, out_channels: int, inner_channels: int, *, shared: bool
+    ) -> None:
+        """
+        Args:
+            shared: query and key are one projection (APNB), listed twice in the state dict
+        """
+        super().__init__()
+        self.key_project = ConvModule(key_channels, inner_channels)
+        self.query_project = self.key_project if shared else ConvModule(query_channels, inner_channels)
+        self.value_project = nn.Conv2d(key_channels, inner_channels, 1)
+        self.out_project = nn.Conv2d(inner_channels, out_channels, 1)
+        # The block starts out adding nothing.
+        for parameter in self.out_project.parameters():
+            nn.init.zeros_(parameter)
+        self.scale = inner_channels**-0.5
+
+    def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Context [B, out, H, W], the query [B, C, H, W] and the pooled key [B, C, S] that led there."""
+        query = self.query_project(query_map)
+        key = pyramid_pool(self.key_project(key_map), POOL_SCALES)
+        value = pyramid_pool(self.value_project(key_map), POOL_SCALES)
+        return self.out_project(dense_attention(query, key, value, self.scale)), query, key
+
+
+class AsymmetricBlock(nn.Module):
+    """Pyramid attention, concatenated with the query's map and mixed by a 1x1 convolution."""
+
+    def __init__(self, block: Block, attention: PyramidAttention, bottleneck: ConvModule) -> None:
+        super().__init__()
+        self.block = block
+        self.stages = nn.ModuleList([attention])
+        self.bottleneck = bottleneck
+
+    def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Trace]:
+        context, query, key = self.stages[0](query_map, key_map)
+        out = self.bottleneck(torch.cat([context, query_map], dim=1))
+        return out, Trace(self.block, 1, query, key, scale=key.shape[1] ** -0.5, pool_scales=POOL_SCALES)
+
+
+class ANNHead(Head):
+    """AFNB fuses stage 3 into stage 4 (section 3.4); APNB gathers context (section 3.3)."""
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int],
+        channels: int,
+        num_classes: int,
+        *,
+        inner_channels: int | None = None,
+        classifier_channels: int | None = None,
+    ) -> None:
+        """
+        Args:
+            in_channels: of stage 3 (low) and stage 4 (high)
+        """
+        super().__init__(channels, num_classes, classifier_channels)
+        low, high = in_channels
+        inner = inner_channels or channels // 2
+        self.fusion = AsymmetricBlock(
+            "afnb",
+            PyramidAttention(high, low, high, inner, shared=False),
+            ConvModule(2 * high, high, activation=nn.Identity()),
+        )
+        self.fusion_dropout = nn.Dropout2d(0.1)
+        self.bottleneck = ConvModule(high, channels, 3)
+        self.context = AsymmetricBlock(
+            "apnb",
+            PyramidAttention(channels, channels, channels, inner, shared=True),
+            ConvModule(2 * channels, channels),
+        )
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
+        low, high = features["c3"], features["c4"]
+        fused, afnb = self.fusion(high, low)
+        reduced = self.bottleneck(self.fusion_dropout(fused))
+        context, apnb = self.context(reduced, reduced)
+        return context, (afnb, apnb)
+
+    def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
+        return {
+            self.fusion: ("afnb",),
+            self.bottleneck: ("reduction",),
+            self.context: ("apnb",),
+            **super().timed_modules(),
+        }

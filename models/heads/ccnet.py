@@ -1,0 +1,54 @@
+"""CCNet: Criss-Cross Attention for Semantic Segmentation (arXiv 1811.11721)."""
+
+from torch import Tensor, nn
+
+from models.heads.fcn import FCNHead
+from models.layers import Scale
+from models.ops.criss_cross import criss_cross_attention
+from models.traces import Trace
+
+
+class CrissCrossAttention(nn.Module):
+    """One pass of criss-cross attention with its residual, gamma * context + x (section 3.2)."""
+
+    def __init__(self, channels: int, query_channels: int) -> None:
+        super().__init__()
+        self.query_conv = nn.Conv2d(channels, query_channels, 1)
+        self.key_conv = nn.Conv2d(channels, query_channels, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = Scale()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
+        query, key = self.query_conv(x), self.key_conv(x)
+        context = criss_cross_attention(query, key, self.value_conv(x))
+        return self.gamma(context) + x, query, key
+
+
+class CCHead(FCNHead):
+    """Recurrent criss-cross attention: R passes with shared weights, so that R = 2 reaches every position."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        *,
+        query_channels: int | None = None,
+        recurrence: int = 2,
+        classifier_channels: int | None = None,
+    ) -> None:
+        super().__init__(in_channels, channels, num_classes, classifier_channels=classifier_channels)
+        self.cca = CrissCrossAttention(channels, query_channels or channels // 8)
+        self.recurrence = recurrence
+
+    def attend(self, x: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
+        traces = []
+        for step in range(1, self.recurrence + 1):
+            x, query, key = self.cca(x)
+            traces.append(Trace("cca", step, query, key))
+        return x, tuple(traces)
+
+    def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
+        steps = tuple(f"cca_{step}" for step in range(1, self.recurrence + 1))
+        return {self.cca: steps, **super().timed_modules()}

@@ -1,0 +1,68 @@
+"""The plain head: two convolutions beside the input. Long et al., arXiv 1411.4038, in mmsegmentation's shape.
+
+It is the control without attention, and the frame into which CCNet and Non-local put theirs.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import ConvModule
+from models.traces import Trace
+
+
+class Head(nn.Module):
+    """Features to context to logits. Subclasses give the context; the classifier is the same in all."""
+
+    def __init__(self, channels: int, num_classes: int, classifier_channels: int | None = None) -> None:
+        """
+        Args:
+            channels: channels of the context
+            num_classes: K, channels of the logits
+            classifier_channels: what the classifier reads, if a decoder between them changes it
+        """
+        super().__init__()
+        self.dropout = nn.Dropout2d(0.1)
+        self.conv_seg = nn.Conv2d(classifier_channels or channels, num_classes, 1)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
+        """Features by name to context [B, channels, h, w] and the attention's traces."""
+        raise NotImplementedError
+
+    def classify(self, context: Tensor) -> Tensor:
+        logits: Tensor = self.conv_seg(self.dropout(context))
+        return logits
+
+    def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
+        """Module to the name of each of its calls in one forward pass."""
+        return {self.conv_seg: ("classifier",)}
+
+
+class FCNHead(Head):
+    """mmsegmentation's FCNHead with num_convs=2, whose context is concatenated with the input."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, *, classifier_channels: int | None = None
+    ) -> None:
+        super().__init__(channels, num_classes, classifier_channels)
+        self.convs = nn.ModuleList([ConvModule(in_channels, channels, 3), ConvModule(channels, channels, 3)])
+        self.conv_cat = ConvModule(in_channels + channels, channels, 3)
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
+        x = features["c4"]
+        context, traces = self.attend(self.convs[0](x))
+        return self.conv_cat(torch.cat([x, self.convs[1](context)], dim=1)), traces
+
+    def attend(self, x: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
+        """Hook for attention on the reduced map [B, channels, h, w]; none here."""
+        return x, ()
+
+    def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
+        return {
+            self.convs[0]: ("reduction",),
+            self.convs[1]: ("convb",),
+            self.conv_cat: ("bottleneck",),
+            **super().timed_modules(),
+        }

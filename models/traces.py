@@ -1,0 +1,54 @@
+"""What an attention block computed anyway and a viewer needs later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Block = Literal["cca", "afnb", "apnb", "nl"]
+
+# Largest finite half: a query beyond it would turn into inf, and its attention into NaN.
+FP16_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Query and key of one attention block; attention is `softmax(scale * query . key)` over the block's keys.
+
+    Attributes:
+        block: which block: criss-cross, AFNB, APNB or non-local
+        step: 1 for the first pass, 2 for the second of a recurrent block
+        query: [B, C, H, W], or [C, H, W] for one image
+        key: [B, C, H, W]; pooled to [B, C, S] when `pool_scales` is set; without B for one image
+        scale: the factor on the affinity (1 for criss-cross, d^-1/2 for the others)
+        pool_scales: grid sizes of a pyramid block, coarse to fine; S is the sum of their squares
+    """
+
+    block: Block
+    step: int
+    query: Tensor
+    key: Tensor
+    scale: float = 1.0
+    pool_scales: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the query map."""
+        return self.query.shape[-2], self.query.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.query.nbytes + self.key.nbytes
+
+    def of_image(self, index: int) -> Trace:
+        """The trace of one image of the batch, copied to host memory in half precision."""
+        return replace(self, query=_to_host(self.query[index]), key=_to_host(self.key[index]))
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    # Always a copy: a slice of the batch would keep the whole batch alive in the result store.
+    half = tensor.detach().clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
+    return half.cpu().contiguous()

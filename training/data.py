@@ -1,0 +1,133 @@
+"""A folder of images and index masks, and the augmentation that training sees.
+
+Layout (that of SegNet's CamVid): `<root>/<split>.txt` lists names, `<root>/<split>/<name>.jpg` or `.png`
+are the images, `<root>/<split>annot/<name>.png` the masks, whose pixel values are class ids.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from training.scenes import draw_street
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    image: Tensor  # [H, W, 3] uint8 RGB
+    mask: Tensor  # [H, W] uint8, class ids, IGNORE where unlabelled
+
+
+def load_split(root: Path, split: str, num_classes: int) -> list[Sample]:
+    """Read a whole split into memory. Mask values of `num_classes` and above count as unlabelled."""
+    names = (root / f"{split}.txt").read_text().split()
+    return [_load_sample(root, split, name, num_classes) for name in names]
+
+
+def _load_sample(root: Path, split: str, name: str, num_classes: int) -> Sample:
+    path = next(path for path in (root / split / f"{name}{suffix}" for suffix in (".jpg", ".png")) if path.exists())
+    image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    mask = torch.from_numpy(np.array(Image.open(root / f"{split}annot" / f"{name}.png")))
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"{path}: the image is {tuple(image.shape[:2])}, its mask {tuple(mask.shape)} (height, width)")
+    return Sample(name, image, torch.where(mask < num_classes, mask, IGNORE))
+
+
+def class_frequencies(samples: list[Sample], num_classes: int) -> Tensor:
+    """Share of each class in the labelled pixels: [K], sum 1."""
+    counts = sum(torch.bincount(sample.mask.flatten(), minlength=256) for sample in samples)
+    assert isinstance(counts, Tensor)
+    return counts[:num_classes] / counts[:num_classes].sum()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    crop: tuple[int, int] = (320, 320)  # height, width
+    scale: tuple[float, float] = (0.75, 1.8)
+    brightness: float = 0.3
+    contrast: float = 0.3
+
+    def __call__(self, sample: Sample, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Random scale, crop, flip, brightness and contrast: image [h, w, 3] uint8, mask [h, w] int64."""
+        image, mask = self._scaled(sample, rng.uniform(*self.scale))
+        image, mask = self._cropped(image, mask, rng)
+        if rng.random() < 0.5:
+            image, mask = image.flip(1), mask.flip(1)
+        gain = 1 + rng.uniform(-self.contrast, self.contrast)
+        shift = 255 * rng.uniform(-self.brightness, self.brightness) / 2
+        mean = image.float().mean()
+        return ((image.float() - mean) * gain + mean + shift).clamp(0, 255).to(torch.uint8), mask.long()
+
+    @staticmethod
+    def _scaled(sample: Sample, factor: float) -> tuple[Tensor, Tensor]:
+        size = [max(1, round(side * factor)) for side in sample.mask.shape]
+        planes = sample.image.permute(2, 0, 1).unsqueeze(0)
+        image = F.interpolate(planes, size, mode="bilinear", antialias=True).squeeze(0).permute(1, 2, 0)
+        mask = F.interpolate(sample.mask[None, None].float(), size, mode="nearest-exact")[0, 0].to(torch.uint8)
+        return image, mask
+
+    def _cropped(self, image: Tensor, mask: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+        height, width = self.crop
+        bottom, right = max(0, height - mask.shape[0]), max(0, width - mask.shape[1])
+        image = F.pad(image, (0, 0, 0, right, 0, bottom), value=128)
+        mask = F.pad(mask, (0, right, 0, bottom), value=IGNORE)
+        top, left = rng.randint(0, mask.shape[0] - height), rng.randint(0, mask.shape[1] - width)
+        window = slice(top, top + height), slice(left, left + width)
+        return image[window], mask[window]
+
+
+class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
+    """Item `i` is always the same augmented crop: its randomness comes from (seed, i) alone.
+
+    So a run that resumes at step s, with any number of workers, sees what it would have seen.
+    Items count on through the epochs; a share of them are drawn street scenes.
+    """
+
+    def __init__(
+        self, samples: list[Sample], augmentation: Augmentation, *, seed: int, drawn_share: float = 0.0
+    ) -> None:
+        self.samples = samples
+        self.augmentation = augmentation
+        self.seed = seed
+        self.drawn_share = drawn_share
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        rng = random.Random(f"{self.seed}/{item}")
+        if rng.random() < self.drawn_share:
+            image, mask = draw_street(rng.getrandbits(32))
+            sample = Sample("drawn", torch.from_numpy(image), torch.from_numpy(mask))
+        else:
+            sample = self.samples[self._shuffled(item)]
+        return self.augmentation(sample, rng)
+
+    def _shuffled(self, item: int) -> int:
+        epoch, index = divmod(item, len(self.samples))
+        order = list(range(len(self.samples)))
+        random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)
+        return order[index]
+
+
+class Steps(Sampler[list[int]]):
+    """Batches of consecutive items, from a first step to a last."""
+
+    def __init__(self, first: int, last: int, batch_size: int) -> None:
+        self.first, self.last, self.batch_size = first, last, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def __len__(self) -> int:
+        return self.last - self.first
