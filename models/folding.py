@@ -14,7 +14,10 @@ def fold_batch_norm(module: nn.Module) -> None:
     """
     for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            folded = fuse_conv_bn_eval(conv, norm)
+            # torch leaves the new bias without gradient, but a folded backbone is trained on.
+            folded.requires_grad_(True)
+            setattr(module, name, folded)
             setattr(module, norm_name, nn.Identity())
     for child in module.children():
         fold_batch_norm(child)

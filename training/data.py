@@ -37,7 +37,10 @@ def load_split(root: Path, split: str, num_classes: int) -> list[Sample]:
 
 
 def _load_sample(root: Path, split: str, name: str, num_classes: int) -> Sample:
-    path = next(path for path in (root / split / f"{name}{suffix}" for suffix in (".jpg", ".png")) if path.exists())
+    candidates = [root / split / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"{root / split}.txt lists {name!r}, but neither of {candidates} is there")
     image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
     mask = torch.from_numpy(np.array(Image.open(root / f"{split}annot" / f"{name}.png")))
     if mask.shape != image.shape[:2]:

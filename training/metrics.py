@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +16,11 @@ class Scores:
 
     miou: float
     accuracy: float
-    iou: tuple[float, ...]
+    iou: tuple[float, ...]  # per class; NaN for one that occurs neither in the masks nor in the predictions
+
+    def to_json(self) -> str:
+        known = {**asdict(self), "iou": [None if math.isnan(iou) else iou for iou in self.iou]}
+        return json.dumps(known, indent=2)
 
 
 def confusion_matrix(mask: Tensor, ids: Tensor, num_classes: int) -> Tensor:

@@ -72,7 +72,11 @@ def load_torchvision(net: MobileNetV2, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: tensors are missing or left over
     """
-    renamed = {_rename(key): tensor for key, tensor in state.items() if re.match(r"features\.(\d|1[0-7])\.", key)}
+    renamed = {
+        _rename(key): tensor
+        for key, tensor in state.items()
+        if re.match(r"features\.(\d|1[0-7])\.", key) and not key.endswith("num_batches_tracked")
+    }
     wanted = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
     if wanted != renamed.keys():
         raise ValueError(f"not a torchvision MobileNetV2: {sorted(wanted ^ renamed.keys())[:5]} don't match")

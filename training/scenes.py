@@ -1,7 +1,6 @@
 """Draw street scenes with exact labels: extra training pictures, sample pictures and test material.
 
-World coordinates are metres seen from a car's windscreen: x to the right, y up from the road, z ahead.
-Every shape goes through one pinhole projection into an RGB picture and a label picture of the same size.
+What stands in the street is told in metres; `training.canvas` projects it into picture and labels.
 """
 
 from __future__ import annotations
@@ -14,18 +13,13 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
+
+from training.canvas import NEAREST, SUPERSAMPLING, Camera, Canvas, Colour, Flat, Floats, Point, develop, noise, shade
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 
-Colour = tuple[float, float, float]
-Flat = tuple[float, float]
-Point = tuple[float, float, float]
-Floats = NDArray[np.float32]
-
-# The picture is drawn this much larger and averaged down, which smooths its edges.
-SUPERSAMPLING = 2
-STREET_LENGTH, HAZE_DISTANCE, NEAREST = 110.0, 170.0, 1.0
+STREET_LENGTH = 110.0
 # How strongly fine and coarse noise change the brightness of each class, in the order of the class ids.
 FINE_TEXTURE = np.array([0.0, 0.03, 0.02, 0.04, 0.045, 0.2, 0.01, 0.08, 0.01, 0.05, 0.04], np.float32)
 COARSE_TEXTURE = np.array([0.0, 0.06, 0.05, 0.05, 0.06, 0.16, 0.03, 0.1, 0.04, 0.06, 0.06], np.float32)
@@ -44,76 +38,6 @@ SKINS = ((196, 156, 132), (168, 124, 98), (112, 78, 60))
 TURNS = [step * math.tau / 20 for step in range(21)]
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
-    return colour[0] * factor, colour[1] * factor, colour[2] * factor
-
-
-@dataclass(frozen=True)
-class Camera:
-    """Pinhole camera; vanishing point and focal length in pixels of the enlarged picture, height in metres."""
-
-    vanish_x: float
-    horizon: float
-    focal: float
-    height: float
-
-    def project(self, point: Point) -> Flat:
-        """World point (metres) to picture coordinates (pixels)."""
-        scale = self.focal / max(point[2], NEAREST)
-        return self.vanish_x + point[0] * scale, self.horizon + (self.height - point[1]) * scale
-
-
-class Canvas:
-    """The enlarged picture and its labels, drawn together; colours fade into haze with distance."""
-
-    def __init__(self, sky: Image.Image, camera: Camera, haze: Colour) -> None:
-        self.image, self.labels = sky, Image.new("L", sky.size, SKY)
-        self.camera, self.haze = camera, haze
-        self._paint, self._label = ImageDraw.Draw(self.image, "RGBA"), ImageDraw.Draw(self.labels)
-
-    def _faded(self, colour: Colour, z: float, alpha: int = 255) -> tuple[int, ...]:
-        keep = math.exp(-z / HAZE_DISTANCE)
-        return *(min(int(c * keep + h * (1 - keep)), 255) for c, h in zip(colour, self.haze, strict=True)), alpha
-
-    def fill(self, points: Sequence[Point], colour: Colour, label: int, alpha: int = 255) -> None:
-        """Fill a polygon of world points; alpha 0 leaves the picture as it is and writes labels only."""
-        outline = [self.camera.project(point) for point in points]
-        self._paint.polygon(outline, fill=self._faded(colour, points[0][2], alpha))
-        self._label.polygon(outline, fill=label)
-
-    def face(self, origin: Point, outline: Sequence[Flat], colour: Colour, label: int) -> None:
-        """Fill a polygon that faces the camera; its outline is in metres from the origin."""
-        self.fill([(origin[0] + dx, origin[1] + dy, origin[2]) for dx, dy in outline], colour, label)
-
-    def box(self, origin: Point, xs: Flat, ys: Flat, colour: Colour, label: int) -> None:
-        """Fill a rectangle that faces the camera, in metres from the origin."""
-        self.face(origin, [(xs[0], ys[0]), (xs[1], ys[0]), (xs[1], ys[1]), (xs[0], ys[1])], colour, label)
-
-    def floor(self, xs: Flat, zs: Flat, colour: Colour, label: int, alpha: int = 255) -> None:
-        """Fill a rectangle on the ground."""
-        self.fill([(xs[0], 0, zs[1]), (xs[1], 0, zs[1]), (xs[1], 0, zs[0]), (xs[0], 0, zs[0])], colour, label, alpha)
-
-    def wall(self, x: float, zs: Flat, ys: Flat, colour: Colour) -> None:
-        """Fill a rectangle of a house front along the street."""
-        points = [(x, ys[0], zs[0]), (x, ys[0], zs[1]), (x, ys[1], zs[1]), (x, ys[1], zs[0])]
-        self.fill(points, colour, BUILDING)
-
-    def disc(self, centre: Point, radii: Flat, colour: Colour, label: int) -> None:
-        """Fill an ellipse that faces the camera; centre and radii in metres."""
-        x, y = self.camera.project(centre)
-        scale = self.camera.focal / max(centre[2], NEAREST)
-        box = (x - radii[0] * scale, y - radii[1] * scale, x + radii[0] * scale, y + radii[1] * scale)
-        self._paint.ellipse(box, fill=self._faded(colour, centre[2]))
-        self._label.ellipse(box, fill=label)
-
-    def line(self, points: Sequence[Point], thickness: float, colour: Colour, label: int) -> None:
-        """Draw a line through world points, its thickness in metres at the first point."""
-        path = [self.camera.project(point) for point in points]
-        width = max(round(thickness * self.camera.focal / max(points[0][2], NEAREST)), SUPERSAMPLING)
-        self._paint.line(path, fill=self._faded(colour, points[0][2]), width=width, joint="curve")
-        self._label.line(path, fill=label, width=width, joint="curve")
-
-
 @dataclass(frozen=True)
 class Street:
     """A canvas with the street's layout: the kerbs and the house fronts as x in metres, left then right."""
@@ -125,7 +49,7 @@ class Street:
 
     def pick(self, colours: Sequence[Colour]) -> Colour:
         """One of the colours, made a little lighter or darker."""
-        return _shade(colours[int(self.rng.integers(len(colours)))], self.rng.uniform(0.85, 1.12))
+        return shade(colours[int(self.rng.integers(len(colours)))], self.rng.uniform(0.85, 1.12))
 
     def some(self, low: float, high: float, most: int) -> list[float]:
         """None to `most` random numbers between low and high."""
@@ -137,17 +61,17 @@ class Street:
         for x in rng.uniform(-30, 30, 12).tolist():
             self.tree(x, STREET_LENGTH)
         self.canvas.box((0, 0, STREET_LENGTH), (-99, 99), (-0.5, 2.5), (76, 82, 66), TREE)
-        slab, tarmac = _shade((132, 128, 124), rng.uniform(0.85, 1.1)), _shade((92, 93, 96), rng.uniform(0.8, 1.25))
+        slab, tarmac = shade((132, 128, 124), rng.uniform(0.85, 1.1)), shade((92, 93, 96), rng.uniform(0.8, 1.25))
         floor((-99, 99), whole, slab, PAVEMENT)
         for z in np.geomspace(2.5, 40, 26).tolist():
-            floor((-60, 60), (z, z + 0.03), _shade(slab, 0.86), PAVEMENT)
+            floor((-60, 60), (z, z + 0.03), shade(slab, 0.86), PAVEMENT)
         floor(self.kerbs, whole, tarmac, ROAD)
         for z in self.some(4, 40, 6):
             x, size = rng.uniform(left, right - 1), rng.uniform(0.4, 1.6)
-            floor((x, min(x + size, right)), (z, z + 4 * size), _shade(tarmac, rng.uniform(0.84, 1.1)), ROAD)
+            floor((x, min(x + size, right)), (z, z + 4 * size), shade(tarmac, rng.uniform(0.84, 1.1)), ROAD)
         for edge, out in ((left, -1), (right, 1)):
-            floor((edge, edge + 0.16 * out), whole, _shade(slab, 1.22), PAVEMENT)
-            floor((edge, edge - 0.22 * out), whole, _shade(tarmac, 0.8), ROAD)
+            floor((edge, edge + 0.16 * out), whole, shade(slab, 1.22), PAVEMENT)
+            floor((edge, edge - 0.22 * out), whole, shade(tarmac, 0.8), ROAD)
             for inset in (0.34, 0.52) if rng.random() < 0.5 else ():
                 floor((edge - inset * out, edge - (inset + 0.1) * out), whole, (176, 156, 84), ROAD)
         middle = (left + right) / 2
@@ -162,10 +86,10 @@ class Street:
         slope: list[Point] = [(x, top, near), (ridge, rise, near), (ridge, rise, far), (x, top, far)]
         self.canvas.fill(slope, self.pick(ROOFS), BUILDING)
         gable: list[Point] = [(x, 0, near), *slope[:2], (end, top, near), (end, 0, near)]
-        self.canvas.fill(gable, _shade(colour, 0.8), BUILDING)
-        wall = partial(self.canvas.wall, x)
+        self.canvas.fill(gable, shade(colour, 0.8), BUILDING)
+        wall = partial(self.canvas.wall, x, label=BUILDING)
         for ys, light in (((0, top), 1.0), ((0, 0.5), 0.7), ((top - 0.25, top), 1.15)):
-            wall((near, far), ys, _shade(colour, light * (1.0 if side else 0.9)))
+            wall((near, far), ys, shade(colour, light * (1.0 if side else 0.9)))
         if rng.random() < 0.35:
             wall((near + 0.3, far - 0.3), (2.5, 3.1), self.pick(PAINTS))
         pitch, door = rng.uniform(2.0, 3.2), int(rng.integers(3))
@@ -174,7 +98,7 @@ class Street:
                 if low > 1 or column % 4 != door:
                     self.window(wall, (z, z + pitch * 0.48), low)
                 else:
-                    wall((z, z + 1.0), (0, 2.2), _shade(self.pick(PAINTS), 0.6))
+                    wall((z, z + 1.0), (0, 2.2), shade(self.pick(PAINTS), 0.6))
 
     def window(self, wall: Callable[[Flat, Flat, Colour], None], zs: Flat, low: float) -> None:
         """A window of 1.5 m height with its frame; bars and sky reflection only where they can be seen."""
@@ -182,7 +106,7 @@ class Street:
         wall((near - 0.1, far + 0.1), (low - 0.12, low + 1.6), (186, 182, 174))
         wall(zs, (low, low + 1.5), glass)
         if near < 35:
-            wall(zs, (low + 1.0, low + 1.5), _shade(glass, 1.3))
+            wall(zs, (low + 1.0, low + 1.5), shade(glass, 1.3))
             wall(zs, (low + 0.71, low + 0.79), (176, 172, 166))
 
     def row(self, side: int) -> None:
@@ -204,26 +128,26 @@ class Street:
         panel = [(x, 0.0, near), (x, 0.0, far), (x, height, far), (x, height, near)]
         self.canvas.fill(panel, wood, FENCE, 255 if boarded else 0)
         for z in np.arange(near, far, 1.2 if boarded else 0.3)[::-1].tolist():
-            self.canvas.line([(x, 0, z), (x, height, z)], 0.06, _shade(wood, 0.75), FENCE)
+            self.canvas.line([(x, 0, z), (x, height, z)], 0.06, shade(wood, 0.75), FENCE)
         for y in (height * 0.15, height * 0.95):
             rail = [(x, y, near), (x, y, far), (x, y + 0.06, far), (x, y + 0.06, near)]
-            self.canvas.fill(rail, _shade(wood, 0.9), FENCE)
+            self.canvas.fill(rail, shade(wood, 0.9), FENCE)
 
     def tree(self, x: float, z: float) -> None:
         """Trunk, boughs and a crown of many blobs, lighter towards its top."""
         canvas, rng, bark, leaf = self.canvas, self.rng, self.pick(WOODS), self.pick(LEAVES)
         height, spread, count = rng.uniform(4.5, 9.0), rng.uniform(1.3, 2.6), 130 if z < 30 else 60
         trunk = [(-0.18, 0), (0.18, 0), (0.1, height * 0.7), (-0.1, height * 0.7)]
-        canvas.face((x, 0, z), trunk, _shade(bark, 0.7), TREE)
+        canvas.face((x, 0, z), trunk, shade(bark, 0.7), TREE)
         for reach in (-0.6, 0.5):
             path = [(x, height * 0.4, z), (x + spread * reach, height * 0.75, z)]
-            canvas.line(path, 0.1, _shade(bark, 0.7), TREE)
+            canvas.line(path, 0.1, shade(bark, 0.7), TREE)
         angle, away = rng.uniform(0, math.tau, count), np.sqrt(np.linspace(0.2, 1, count) * rng.random(count))
         sizes = spread * np.linspace(0.34, 0.07, count) * rng.uniform(0.7, 1.3, count)
         across, up = np.cos(angle) * away * spread, np.sin(angle) * away
         blobs = np.stack([across, up, sizes, rng.uniform(0.7, 1.15, count) * (0.95 + 0.35 * up)], axis=1)
         for dx, dy, size, light in blobs.tolist():
-            canvas.disc((x + dx, height * (0.7 + 0.33 * dy), z), (size, size * 0.8), _shade(leaf, light), TREE)
+            canvas.disc((x + dx, height * (0.7 + 0.33 * dy), z), (size, size * 0.8), shade(leaf, light), TREE)
 
     def lamp(self, x: float, z: float) -> None:
         """A street lamp that leans over the road."""
@@ -231,7 +155,7 @@ class Street:
         grey, head = self.pick(((96, 98, 98), (70, 74, 72), (120, 118, 112))), (x + inward, height + 0.3, z)
         self.canvas.line([(x, 0, z), (x, height, z), head], 0.13, grey, POLE)
         self.canvas.line([(x, 0, z), (x, 1.2, z)], 0.22, grey, POLE)
-        self.canvas.disc(head, (0.38, 0.12), _shade(grey, 1.2), POLE)
+        self.canvas.disc(head, (0.38, 0.12), shade(grey, 1.2), POLE)
 
     def sign(self, x: float, z: float) -> None:
         """A round, triangular or square sign, or a traffic light, on its pole."""
@@ -259,16 +183,16 @@ class Street:
         belt, box = tall * 0.62, partial(canvas.box, origin, label=CAR)
         for grow, alpha in ((1.25, 70), (1.05, 130)):
             canvas.floor((x - half * grow, x + half * grow), (z - 0.3, far), (24, 24, 26), ROAD, alpha)
-        self.flank((x - math.copysign(half, x), z, far), belt, tall, _shade(colour, 0.72))
+        self.flank((x - math.copysign(half, x), z, far), belt, tall, shade(colour, 0.72))
         for tyre in (-0.84, 0.6):
             box((tyre * half, (tyre + 0.24) * half), (0, 0.4), (24, 24, 26))
         cabin = [(-half * 0.94, belt), (half * 0.94, belt), (half * 0.72, tall), (-half * 0.72, tall)]
-        canvas.face(origin, cabin, _shade(colour, 0.95), CAR)
+        canvas.face(origin, cabin, shade(colour, 0.95), CAR)
         canvas.face(origin, [(dx * 0.88, dy * 0.96 + 0.02) for dx, dy in cabin], (52, 58, 64), CAR)
         right = [(half * 0.9, 0.2), (half, 0.3), (half, belt * 0.85), (half * 0.94, belt)]
         canvas.face(origin, [*right, *((-dx, dy) for dx, dy in reversed(right))], colour, CAR)
-        box((-half * 0.9, half * 0.9), (belt - 0.08, belt - 0.02), _shade(colour, 1.25))
-        box((-half * 0.98, half * 0.98), (0.24, 0.48), _shade(colour, 0.6))
+        box((-half * 0.9, half * 0.9), (belt - 0.08, belt - 0.02), shade(colour, 1.25))
+        box((-half * 0.98, half * 0.98), (0.24, 0.48), shade(colour, 0.6))
         box((-0.26, 0.26), (0.46, 0.57), WHITE if oncoming else (196, 170, 70))
         for edge in (-0.97, 0.67):
             box((edge * half, (edge + 0.3) * half), (0.58, 0.78), WHITE if oncoming else RED)
@@ -293,14 +217,14 @@ class Street:
         for foot in (-stride, stride):
             bends = ((0.3, 0.85 * size), (0.8, 0.45 * size), (1.0, 0.03))
             joints = [(x + foot * bend, y + up, z) for bend, up in bends]
-            canvas.line(joints, 0.16, _shade(legs, 1.0 if foot > 0 else 0.8), label)
+            canvas.line(joints, 0.16, shade(legs, 1.0 if foot > 0 else 0.8), label)
             canvas.disc((x + foot, y + 0.05, z), (0.12, 0.06), DARK, label)
         right = [(wide * 0.85, 0.78 * size), (wide, 1.36 * size), (wide * 0.5, 1.46 * size)]
         canvas.face((x, y, z), [*right, *((-dx, dy) for dx, dy in reversed(right))], coat, label)
         for arm in (-wide, wide):
             joints = [(x + arm * bend, y + up * size, z) for bend, up in ((0.9, 1.36), (1.25, 1.08), (1.0, 0.82))]
-            canvas.line(joints, 0.1, _shade(coat, 0.82), label)
-        canvas.disc((x, y + 1.64 * size, z), (0.11, 0.14), _shade(self.pick(WOODS), 0.5), label)
+            canvas.line(joints, 0.1, shade(coat, 0.82), label)
+        canvas.disc((x, y + 1.64 * size, z), (0.11, 0.14), shade(self.pick(WOODS), 0.5), label)
         canvas.disc((x + 0.02, y + 1.61 * size, z), (0.085, 0.115), self.pick(SKINS), label)
 
     def bicyclist(self, x: float, z: float) -> None:
@@ -332,35 +256,20 @@ class Street:
         return [(z, partial(draw, kerb + out * rng.uniform(*xs), z)) for draw, zs, xs in groups for z in zs]
 
 
-def _noise(rng: np.random.Generator, width: int, height: int, cell: float) -> Floats:
-    """Smooth noise around 0 as float32 [height, width], with features about `cell` pixels large."""
-    coarse = rng.standard_normal((max(int(height / cell), 2), max(int(width / cell), 2)), np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR), np.float32)
-
-
 def _sky(rng: np.random.Generator, width: int, height: int, base: Colour) -> Image.Image:
     """RGB picture of a sky that grows paler towards the horizon, with soft clouds."""
-    clouds = sum((_noise(rng, width, height, width / parts) / parts**0.7 for parts in (3, 7, 16)), np.float32(0))
+    clouds = sum((noise(rng, width, height, width / parts) / parts**0.7 for parts in (3, 7, 16)), np.float32(0))
     cover = (0.25 + 0.55 * np.linspace(0, 1.6, height, dtype=np.float32)[:, None] + 0.6 * clouds).clip(0, 1)[..., None]
     light = np.array((0.74, 0.86, 1.0), np.float32) * (1 - cover) + np.float32(1.06) * cover
     return Image.fromarray((light * np.array(base, np.float32)).clip(0, 255).astype(np.uint8))
 
 
-def _develop(rng: np.random.Generator, image: Image.Image, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a camcorder does: RGB picture to uint8 [H, W, 3] with texture, blur, vignette, exposure and noise."""
-    width, height = image.size
-    texture = FINE_TEXTURE[mask] * _noise(rng, width, height, 1.6)
-    texture += COARSE_TEXTURE[mask] * _noise(rng, width, height, width / 40)
-    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    vignette = 1 - np.float32(rng.uniform(0.05, 0.2)) * (across**2 + down**2) / 2
-    light = (1 + texture) * vignette * np.float32(rng.uniform(0.75, 1.12))
-    textured = (np.asarray(image, np.float32) * light[..., None]).clip(0, 255).astype(np.uint8)
-    soft = Image.fromarray(textured).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.8) * width / 480))
-    contrast = np.float32(rng.uniform(0.85, 1.2)) * rng.uniform(0.97, 1.03, 3).astype(np.float32)
-    pixels = (np.asarray(soft, np.float32) - 110) * contrast + 110
-    pixels += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(1.5, 4.0))
-    developed: NDArray[np.uint8] = pixels.clip(0, 255).astype(np.uint8)
-    return developed
+def _texture(rng: np.random.Generator, mask: NDArray[np.uint8]) -> Floats:
+    """How much lighter or darker the surface of each labelled pixel is, around 0: float32 [H, W]."""
+    height, width = mask.shape
+    texture: Floats = FINE_TEXTURE[mask] * noise(rng, width, height, 1.6)
+    texture += COARSE_TEXTURE[mask] * noise(rng, width, height, width / 40)
+    return texture
 
 
 def draw_street(seed: int, width: int = 480, height: int = 360) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -373,7 +282,7 @@ def draw_street(seed: int, width: int = 480, height: int = 360) -> tuple[NDArray
     vanish, horizon, focal = size[0] * rng.uniform(0.4, 0.6), size[1] * rng.uniform(0.4, 0.52), rng.uniform(0.8, 1.05)
     camera, grey = Camera(vanish, horizon, size[0] * focal, rng.uniform(1.3, 1.7)), rng.uniform(190, 238)
     sky: Colour = (grey, grey + rng.uniform(0, 6), grey + rng.uniform(2, 14))
-    canvas = Canvas(_sky(rng, width, height, sky).resize(size), camera, _shade(sky, 0.85))
+    canvas = Canvas(_sky(rng, width, height, sky).resize(size), SKY, camera, shade(sky, 0.85))
     kerbs, paths = (-rng.uniform(2.0, 4.2), rng.uniform(4.6, 7.0)), rng.uniform(1.8, 4.5, 2).tolist()
     street = Street(canvas, rng, kerbs, (kerbs[0] - paths[0], kerbs[1] + paths[1]))
     street.ground()
@@ -382,4 +291,4 @@ def draw_street(seed: int, width: int = 480, height: int = 360) -> tuple[NDArray
     for _, draw in sorted(street.things(0) + street.things(1), key=lambda thing: -thing[0]):
         draw()
     mask = np.asarray(canvas.labels, np.uint8)[::SUPERSAMPLING, ::SUPERSAMPLING].copy()
-    return _develop(rng, canvas.image.reduce(SUPERSAMPLING), mask), mask
+    return develop(rng, canvas.image.reduce(SUPERSAMPLING), _texture(rng, mask)), mask

@@ -1,7 +1,7 @@
 """Trains a segmentor: `python -m training.train --data DIR --backbone FILE --output DIR`.
 
 Writes `last.pt` after every epoch and goes on from it when started again; at the end
-`weights.safetensors` (half precision, the averaged weights) and `scores.json`.
+`weights.safetensors` (half precision, the averaged weights), `val.json` and `test.json`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Recipe:
     head: HeadName = "ccnet"
     epochs: int = 60
     batch_size: int = 4
+    crop: int = 320
     learning_rate: float = 1.5e-3
     backbone_learning_rate: float = 2e-4
     weight_decay: float = 1e-2
@@ -50,31 +51,41 @@ class Recipe:
 
 class Trainer:
     def __init__(self, recipe: Recipe, samples: list[Sample], backbone: Path | None) -> None:
+        if len(samples) < recipe.batch_size:
+            raise ValueError(f"{len(samples)} training samples are fewer than one batch of {recipe.batch_size}")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         num_classes = len(CAMVID.names)
         self.segmentor = new_segmentor(recipe.head, num_classes, backbone, recipe.output_stride)
-        self.segmentor.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.segmentor.to(self.device).use_channels_last()
         self.auxiliary = AuxiliaryHead(96, num_classes).to(self.device)
         self.averaged = copy.deepcopy(self.segmentor).eval()
         # ENet's class weights with a milder constant: thin classes count more, none dominates.
         self.class_weights = 1 / torch.log(1.10 + class_frequencies(samples, num_classes))
         self.class_weights = (self.class_weights / self.class_weights.mean()).to(self.device)
         self.optimizer = self._new_optimizer()
-        self.items = TrainingSet(samples, Augmentation(), seed=recipe.seed, drawn_share=recipe.drawn_share)
+        self.items = TrainingSet(
+            samples,
+            Augmentation(crop=(recipe.crop, recipe.crop)),
+            seed=recipe.seed,
+            drawn_share=recipe.drawn_share,
+        )
         self.steps_per_epoch = len(samples) // recipe.batch_size
         self.step = 0
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         backbone = list(self.segmentor.backbone.parameters())
         ours = {id(parameter) for parameter in backbone}
-        rest = [p for p in [*self.segmentor.parameters(), *self.auxiliary.parameters()] if id(p) not in ours]
+        rest = [parameter for parameter in self._parameters() if id(parameter) not in ours]
         groups = [
             {"params": backbone, "peak": self.recipe.backbone_learning_rate},
             {"params": rest, "peak": self.recipe.learning_rate},
         ]
         return torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.segmentor.parameters(), *self.auxiliary.parameters()]
 
     def run_epoch(self) -> float:
         """One pass over the data; returns the mean loss."""
@@ -95,12 +106,14 @@ class Trainer:
 
     def _run_step(self, images: Tensor, masks: Tensor) -> float:
         self._set_learning_rate()
+        # Dropout then depends on the step alone, so a run that resumes repeats one that did not stop.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         dtype = autocast_dtype(self.device)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             loss = self._loss(normalize(images, CAMVID_PREPROCESSING), masks)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.segmentor.parameters(), self.recipe.clip_norm)
+        nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.step += 1
         self._average()
@@ -114,7 +127,9 @@ class Trainer:
 
     def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
         resized = F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(resized, masks, self.class_weights, ignore_index=IGNORE)
+        total = F.cross_entropy(resized, masks, self.class_weights, ignore_index=IGNORE, reduction="sum")
+        # A crop without a single labelled pixel has no loss; a mean over none would be NaN for good.
+        return total / self.class_weights[masks[masks != IGNORE]].sum().clamp(min=1)
 
     def _set_learning_rate(self) -> None:
         steps = self.recipe.epochs * self.steps_per_epoch
@@ -126,7 +141,7 @@ class Trainer:
     def _average(self) -> None:
         # Early on the average follows closely, so that the random start is forgotten.
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for kept, new in zip(self.averaged.state_dict().values(), self.segmentor.state_dict().values(), strict=True):
+        for kept, new in zip(_tensors(self.averaged), _tensors(self.segmentor), strict=True):
             if kept.is_floating_point():
                 kept.lerp_(new, 1 - decay)
 
@@ -137,20 +152,30 @@ class Trainer:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "rng": torch.get_rng_state(),
+            "recipe": asdict(self.recipe),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
+        """
+        Raises:
+            ValueError: the run was started with another recipe
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise ValueError(f"{path} was written with the recipe {state['recipe']}, not {asdict(self.recipe)}")
         self.segmentor.load_state_dict(state["segmentor"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        torch.set_rng_state(state["rng"].cpu())
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Each parameter and buffer once, even one that two modules share."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def train(recipe: Recipe, data: Path, backbone: Path | None, output: Path) -> Segmentor:
@@ -166,7 +191,7 @@ def train(recipe: Recipe, data: Path, backbone: Path | None, output: Path) -> Se
         trainer.save(output / "last.pt")
         line = f"epoch {epoch + 1}: loss {loss:.4f}"
         if (epoch + 1) % 10 == 0:
-            line += f", val mIoU {evaluate(trainer.averaged, validation, trainer.device).miou:.2f}"
+            line += f", val mIoU {evaluate(trainer.averaged, validation).miou:.2f}"
         tqdm.write(line)
     metadata = {"recurrence": "2", "output_stride": str(recipe.output_stride), "recipe": json.dumps(asdict(recipe))}
     save_segmentor(trainer.averaged, output / "weights.safetensors", metadata)
@@ -186,10 +211,9 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = Recipe(head=arguments.head, epochs=arguments.epochs, batch_size=arguments.batch_size, seed=arguments.seed)
     segmentor = train(recipe, arguments.data, arguments.backbone, arguments.output)
-    device = next(segmentor.parameters()).device
     for split in ("val", "test"):
-        result = evaluate(segmentor, load_split(arguments.data, split, segmentor.num_classes), device)
-        (arguments.output / f"{split}.json").write_text(json.dumps(asdict(result), indent=2))
+        result = evaluate(segmentor, load_split(arguments.data, split, segmentor.num_classes))
+        (arguments.output / f"{split}.json").write_text(result.to_json())
         tqdm.write(f"{split}\n{report(result, CAMVID.names)}")
 
 

@@ -1,0 +1,91 @@
+"""The command line: `python -m app serve | segment | models`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import uvicorn
+
+from app.errors import ServiceError
+from app.imaging import decode, encode_ids, encode_palette
+from app.main import create_app
+from app.settings import Settings, SettingsError, load_settings
+from models import ModelError, create_model, get_spec, list_models
+from models.inference import segment_image
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        settings = load_settings()
+        status: int = arguments.run(arguments, settings)
+    except (SettingsError, ModelError, ServiceError, OSError) as exc:
+        print(f"seglens: {exc}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="seglens", description="Semantic segmentation with attention maps.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("serve", help="start the HTTP server; settings come from SEGLENS_* variables")
+    command.set_defaults(run=_serve)
+
+    command = commands.add_parser("segment", help="segment one image without a server")
+    command.add_argument("image", type=Path)
+    command.add_argument("-o", "--output", type=Path, required=True, help="PNG to write: each pixel a class id")
+    command.add_argument("--model", help="a name that `models` lists; else the default model")
+    command.add_argument("--palette", action="store_true", help="give the PNG the classes' colours; ids stay")
+    command.set_defaults(run=_segment)
+
+    command = commands.add_parser("models", help="list the models")
+    command.set_defaults(run=_models)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    app = create_app(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.drain_timeout),
+        )
+    )
+    server.run()
+    return 1 if app.state.services.engine.state == "failed" else 0
+
+
+def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
+    spec = get_spec(arguments.model or settings.default_model)
+    pixels = decode(arguments.image.read_bytes(), settings.max_image_pixels)
+    ids, _ = segment_image(create_model(spec.name), torch.from_numpy(pixels), spec.preprocessing)
+    mask = ids.numpy()
+    palette = np.array(spec.classes.palette, dtype=np.uint8)
+    arguments.output.write_bytes(encode_palette(mask, palette) if arguments.palette else encode_ids(mask))
+    for class_id, area in enumerate(np.bincount(mask.ravel())):
+        if area:
+            print(f"{spec.classes.names[class_id]:<14}{100 * area / mask.size:6.2f} %")
+    return 0
+
+
+def _models(arguments: argparse.Namespace, settings: Settings) -> int:
+    for spec in list_models():
+        mark = "*" if spec.name == settings.default_model else " "
+        print(f"{mark} {spec.name:<28} {spec.dataset:<30} mIoU {spec.miou:5.2f}  {spec.licence}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

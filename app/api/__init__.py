@@ -1,0 +1,1 @@
+"""The HTTP side: takes from HTTP, makes one call, gives to HTTP."""

@@ -1,0 +1,89 @@
+"""The image in a request's body: raw, or as a file of a form."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.types import Message, Receive
+
+from app.errors import MalformedBody, TooLarge, UnsupportedImage
+
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "image/gif")
+RAW_TYPES = (*IMAGE_TYPES, "application/octet-stream")
+FORM_TYPE = "multipart/form-data"
+FIELDS = ("image", "file")
+
+# For the OpenAPI document: FastAPI can't tell from a handler that reads the stream itself.
+OPENAPI_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in RAW_TYPES},
+            FORM_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                    "required": ["image"],
+                }
+            },
+        },
+    }
+}
+
+
+async def read_image(request: Request, max_bytes: int) -> bytes:
+    """The bytes of the one image in a request.
+
+    Raises:
+        MalformedBody: empty, a broken form, or not exactly one image in it
+        TooLarge: more than `max_bytes`, by its announcement or by count
+        UnsupportedImage: a content type that we don't read
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(int(announced), max_bytes)
+    limited = Request(request.scope, _limited(request, max_bytes))
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == FORM_TYPE:
+        body = await _read_form(limited)
+    elif content_type in ("", *RAW_TYPES):
+        body = await limited.body()
+    else:
+        raise UnsupportedImage(f"content type {content_type!r}; we read {', '.join((*RAW_TYPES, FORM_TYPE))}")
+    if not body:
+        raise MalformedBody("the body is empty; send an image", limit=1, actual=0)
+    return body
+
+
+async def _read_form(request: Request) -> bytes:
+    try:
+        async with request.form(max_files=4, max_fields=16) as form:
+            files = [value for name, value in form.multi_items() if name in FIELDS and isinstance(value, UploadFile)]
+            if len(files) != 1:
+                raise MalformedBody(
+                    f"the form has {len(files)} files named {' or '.join(FIELDS)}; send one", limit=1, actual=len(files)
+                )
+            return await files[0].read()
+    except (MultiPartException, HTTPException) as exc:
+        reason = exc.message if isinstance(exc, MultiPartException) else exc.detail
+        raise MalformedBody(f"a broken form: {reason}") from None
+
+
+def _limited(request: Request, max_bytes: int) -> Receive:
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise _too_large(received, max_bytes)
+        return message
+
+    return receive
+
+
+def _too_large(actual: int, limit: int) -> TooLarge:
+    return TooLarge(f"the body has {actual} bytes or more; the limit is {limit}", limit=limit, actual=actual)

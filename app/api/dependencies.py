@@ -1,0 +1,48 @@
+"""The objects that `create_app` built, as endpoints ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+
+from app.api.record import Record
+from app.engine.engine import Engine
+from app.metrics import Metrics
+from app.results import ResultStore
+from app.settings import Settings
+
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Services:
+    """
+    Attributes:
+        codecs: threads that decode and encode images, apart from the one that runs the models
+    """
+
+    settings: Settings
+    engine: Engine
+    results: ResultStore[Record]
+    metrics: Metrics
+    codecs: ThreadPoolExecutor
+
+    async def in_codec_thread(
+        self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Value:
+        """Run something that takes milliseconds without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.codecs, lambda: function(*args, **kwargs))
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,134 @@
+"""Every error becomes a reply here: one table to statuses, one shape (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.errors import ServiceError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[ServiceError], int] = {
+    errors.MalformedBody: 400,
+    errors.UnknownModel: 404,
+    errors.ResultExpired: 404,
+    errors.NotAcceptable: 406,
+    errors.TooLarge: 413,
+    errors.UnsupportedImage: 415,
+    errors.InvalidParameter: 422,
+    errors.QueueFull: 429,
+    errors.DeadlineUnreachable: 429,
+    errors.InferenceFailed: 500,
+    errors.ServiceError: 500,
+    errors.NotReady: 503,
+    errors.DeadlineExceeded: 504,
+    errors.OutOfMemory: 507,
+}
+TITLES = {
+    400: "Malformed body",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "Not acceptable",
+    413: "Too large",
+    415: "Unsupported image",
+    422: "Invalid parameter",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Not ready",
+    504: "Deadline exceeded",
+    507: "Out of device memory",
+}
+
+
+class Problem(BaseModel):
+    """The body of every error."""
+
+    type: str = Field(description="Stable name of the kind of error.")
+    title: str
+    status: int
+    detail: str = Field(description="One sentence on this very error, with the limit and the value.")
+    instance: str = Field(description="The request's id, as in X-Request-ID and the log.")
+    error: str = Field(description="The detail again, for clients that read only this.")
+    limit: int | float | None = None
+    actual: int | float | None = None
+    retry_after: float | None = Field(None, description="Seconds.")
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI declarations of the errors a route answers with."""
+    schema = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": TITLES[status], "content": schema} for status in (*statuses, 500)}
+
+
+def to_response(error: ServiceError, request_id: str) -> Response:
+    status = next(STATUS[kind] for kind in type(error).mro() if kind in STATUS)
+    numbers = {"limit": error.limit, "actual": error.actual, "retry_after": error.retry_after}
+    # An integer is the only form of Retry-After that all clients read.
+    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return problem_response(error.code, status, error.detail, request_id, numbers, headers)
+
+
+def problem_response(
+    code: str,
+    status: int,
+    detail: str,
+    request_id: str,
+    numbers: dict[str, float | None] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    problem = Problem(
+        type=code,
+        title=TITLES.get(status, "Error"),
+        status=status,
+        detail=detail,
+        instance=request_id,
+        error=detail,
+        **{name: value for name, value in (numbers or {}).items() if value is not None},
+    )
+    return Response(problem.model_dump_json(exclude_none=True), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer all errors of an app in this shape, its framework's own included."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+
+
+def _on_service_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, ServiceError)
+    if exc.__cause__ is not None:
+        log.error("%s: %s", request.state.request_id, exc.detail, exc_info=exc.__cause__)
+    return to_response(exc, request.state.request_id)
+
+
+def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    detail = f"{request.method} {request.url.path}: {exc.detail}"
+    code = {404: "unknown-route", 405: "method-not-allowed"}.get(exc.status_code, "malformed-body")
+    return problem_response(
+        code, exc.status_code, detail, request.state.request_id, headers=dict(exc.headers) if exc.headers else None
+    )
+
+
+def _on_validation_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    detail = "; ".join(_sentence(error) for error in exc.errors())
+    return problem_response("invalid-parameter", 422, detail, request.state.request_id)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"][1:]))
+    given = "" if error["type"] == "missing" else f", not {json.dumps(error['input'], default=str)}"
+    return f"{name}: {error['msg']}{given}"

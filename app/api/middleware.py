@@ -1,0 +1,62 @@
+"""What every request passes through: an id, a log line, the HTTP metrics, and a last resort for errors.
+
+Plain ASGI: Starlette's BaseHTTPMiddleware hides from an endpoint that its client has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import problem_response
+from app.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        # The last resort: a bug in an endpoint is answered like any other error, without its traceback.
+        except Exception:
+            log.exception("%s: unexpected error", request_id)
+            if status:
+                raise
+            response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
+            await response(scope, receive, send_with_id)
+        finally:
+            self._note(scope, status, request_id, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        # A template, never the path itself: ids in labels would make a series a request.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.metrics.http_request(scope["method"], route, status, seconds)
+        log.info("%s %s %s %d %.1f ms", request_id, scope["method"], scope["path"], status, seconds * 1000)

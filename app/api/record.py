@@ -1,0 +1,31 @@
+"""A result as it is kept: all that any later request for it can be answered from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.engine.worker import Segmentation
+from models import ModelSpec
+
+
+@dataclass(frozen=True)
+class Record:
+    """
+    Attributes:
+        upload: the image as it came; overlays decode it again, which is cheaper than keeping it decoded
+    """
+
+    id: str
+    spec: ModelSpec
+    upload: bytes
+    segmentation: Segmentation
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.upload) + self.segmentation.nbytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image."""
+        height, width = self.segmentation.mask.shape
+        return width, height

@@ -1,0 +1,25 @@
+"""GET /metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+from app.api.dependencies import ServicesDep
+from app.api.errors import problems
+
+router = APIRouter()
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}, **problems()},
+)
+async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
+    services.engine.observe()
+    services.metrics.results(services.results.nbytes)
+    content, content_type = services.metrics.render(accept)
+    return Response(content, media_type=content_type)

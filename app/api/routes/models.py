@@ -1,0 +1,42 @@
+"""/models: what is served."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.dependencies import Services, ServicesDep
+from app.api.errors import problems
+from app.api.schemas import ModelClass, ModelInfo
+from models import ModelSpec
+
+router = APIRouter()
+
+
+@router.get("/models", summary="List the models", responses=problems())
+async def list_models(services: ServicesDep) -> list[ModelInfo]:
+    return [_describe(services, spec) for spec in services.engine.specs.values()]
+
+
+@router.get("/models/{name}", summary="Describe a model", responses=problems(404))
+async def get_model(name: str, services: ServicesDep) -> ModelInfo:
+    return _describe(services, services.engine.spec(name))
+
+
+def _describe(services: Services, spec: ModelSpec) -> ModelInfo:
+    long_side, short_side = spec.preprocessing.scale
+    return ModelInfo(
+        name=spec.name,
+        title=spec.title,
+        default=spec.name == services.settings.default_model,
+        state=services.engine.state,
+        device=services.engine.device,
+        dataset=spec.dataset,
+        miou=spec.miou,
+        input_rule=f"resized, keeping its ratio, to fit {long_side}x{short_side} (long side x short side)",
+        classes=[
+            ModelClass(id=index, name=name, color=color)
+            for index, (name, color) in enumerate(zip(spec.classes.names, spec.classes.palette, strict=True))
+        ],
+        licence=spec.licence,
+        source=spec.source,
+    )

@@ -1,0 +1,59 @@
+"""/results/{id}: a mask again, in any format, without a second forward pass."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from app.api.dependencies import Services, ServicesDep
+from app.api.errors import problems
+from app.api.record import Record
+from app.api.rendering import DEFAULT_ALPHA, Format, choose_format, render_image, render_json
+from app.api.routes.segment import IMAGE_CONTENT
+from app.api.schemas import SegmentReply
+from app.errors import ResultExpired
+
+router = APIRouter()
+
+
+@router.get(
+    "/results/{result_id}",
+    summary="Fetch a result again",
+    response_model=SegmentReply,
+    responses={200: {"content": IMAGE_CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
+)
+async def get_result(
+    result_id: str,
+    services: ServicesDep,
+    output: Annotated[Format | None, Query(alias="format")] = None,
+    alpha: Annotated[float, Query(ge=0, le=1)] = DEFAULT_ALPHA,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    record = find(services, result_id)
+    wanted, media_type = choose_format(output, accept)
+    if wanted == "json":
+        reply = await services.in_codec_thread(render_json, record)
+        content = reply.model_dump_json(by_alias=True, exclude_none=True).encode()
+    else:
+        content = await services.in_codec_thread(render_image, record, wanted, media_type, alpha)
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+@router.delete("/results/{result_id}", summary="Forget a result", status_code=204, responses=problems(404))
+async def delete_result(result_id: str, services: ServicesDep) -> None:
+    services.results.delete(result_id)
+
+
+def find(services: Services, result_id: str) -> Record:
+    """
+    Raises:
+        ResultExpired: there is none of that id, or no more
+    """
+    try:
+        record = services.results.get(result_id)
+    except ResultExpired:
+        services.metrics.result_request("miss")
+        raise
+    services.metrics.result_request("hit")
+    return record

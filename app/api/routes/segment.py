@@ -1,0 +1,105 @@
+"""POST /segment: an image in, its mask out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.body import OPENAPI_BODY, read_image
+from app.api.dependencies import Services, ServicesDep
+from app.api.disconnect import ClientLeft, while_connected
+from app.api.errors import problems
+from app.api.record import Record
+from app.api.rendering import DEFAULT_ALPHA, Format, choose_format, render_image, render_json
+from app.api.schemas import SegmentReply
+from app.errors import DeadlineExceeded
+from app.imaging import decode
+from app.results import new_id
+from app.timings import Timings
+
+router = APIRouter()
+
+IMAGE_CONTENT: dict[str, dict[str, str]] = {media_type: {} for media_type in ("image/png", "image/jpeg", "image/webp")}
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
+
+
+class SegmentQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="Name of a model, of those at /models; else the default.")
+    format: Format | None = Field(None, description="Format of the reply; else `Accept` decides; JSON is the default.")
+    attention: bool = Field(True, description="Keep what /attention/{id} needs.")
+    alpha: float = Field(DEFAULT_ALPHA, ge=0, le=1, description="Weight of the colours in an overlay.")
+
+
+@router.post(
+    "/segment",
+    summary="Segment an image",
+    response_model=SegmentReply,
+    responses={
+        200: {"content": IMAGE_CONTENT, "description": "The mask, in the format asked for."},
+        **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
+    },
+    openapi_extra=OPENAPI_BODY,
+)
+async def segment(
+    request: Request,
+    services: ServicesDep,
+    query: Annotated[SegmentQuery, Query()],
+    accept: Annotated[str | None, Header()] = None,
+    x_request_timeout_seconds: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
+) -> Response:
+    settings = services.settings
+    allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
+    deadline = asyncio.get_running_loop().time() + allowed
+    wanted, media_type = choose_format(query.format, accept)
+    model = services.engine.spec(query.model or settings.default_model).name
+    timings = Timings()
+    with timings.stage("read"):
+        body = await _read(request, settings.max_body_bytes, deadline)
+    try:
+        record = await while_connected(request, _run(services, timings, body, model, deadline, query.attention))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    with timings.stage("encode"):
+        content: bytes | SegmentReply
+        if wanted == "json":
+            content = await services.in_codec_thread(render_json, record)
+        else:
+            content = await services.in_codec_thread(render_image, record, wanted, media_type, query.alpha)
+    services.metrics.stages(model, timings)
+    if isinstance(content, SegmentReply):
+        content.timings_ms = timings.milliseconds()
+        content = content.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return Response(content, media_type=media_type, headers=_headers(record, timings))
+
+
+async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await read_image(request, max_bytes)
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the whole body had come") from None
+
+
+async def _run(
+    services: Services, timings: Timings, body: bytes, model: str, deadline: float, wants_traces: bool
+) -> Record:
+    with timings.stage("decode"):
+        pixels = await services.in_codec_thread(decode, body, services.settings.max_image_pixels)
+    segmentation = await services.engine.segment(model, pixels, deadline, wants_traces=wants_traces)
+    timings.stages |= segmentation.timings.stages
+    timings.modules = segmentation.timings.modules
+    record = Record(new_id(), services.engine.spec(model), body, segmentation)
+    services.results.put(record.id, record)
+    return record
+
+
+def _headers(record: Record, timings: Timings) -> dict[str, str]:
+    headers = {"X-Result-Id": record.id, "Server-Timing": timings.server_timing(), "Vary": "Accept"}
+    if record.segmentation.traces:
+        headers["Link"] = f'</attention/{record.id}>; rel="attention"'
+    return headers

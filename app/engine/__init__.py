@@ -1,0 +1,1 @@
+"""Batching and running models: asyncio on one side, one device thread on the other."""

@@ -1,0 +1,90 @@
+"""Times the named modules of a network where they run, without ever making the device wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from models import Segmentor
+
+
+class Clock(Protocol):
+    """Marks moments on a device; only `seconds` needs the device to have passed them."""
+
+    def mark(self) -> Any: ...
+
+    def seconds(self, start: Any, end: Any) -> float: ...
+
+
+class HostClock:
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class CudaClock:
+    """Events on the current stream, used again once they have been read."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.cuda.Event] = []
+
+    def mark(self) -> torch.cuda.Event:
+        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        elapsed: float = start.elapsed_time(end) / 1000
+        self._free += [start, end]
+        return elapsed
+
+
+class ModuleTimer:
+    """Hooks on a segmentor's timed modules, for as long as the segmentor lives."""
+
+    def __init__(self, segmentor: Segmentor, device: torch.device) -> None:
+        self._clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+        self._names = segmentor.timed_modules()
+        self._open: dict[nn.Module, Any] = {}
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._calls: dict[nn.Module, int] = {}
+        for module in self._names:
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._leave)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Time a piece of work that is no module."""
+        start = self._clock.mark()
+        yield
+        self._spans.append((name, start, self._clock.mark()))
+
+    def collect(self) -> dict[str, float]:
+        """Seconds by name since the last call; the work must be done on the device."""
+        seconds: dict[str, float] = {}
+        for name, start, end in self._spans:
+            seconds[name] = seconds.get(name, 0.0) + self._clock.seconds(start, end)
+        self.reset()
+        return seconds
+
+    def reset(self) -> None:
+        """Forget what a failed pass left behind."""
+        self._spans.clear()
+        self._calls.clear()
+        self._open.clear()
+
+    def _enter(self, module: nn.Module, inputs: object) -> None:
+        self._open[module] = self._clock.mark()
+
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        names = self._names[module]
+        call = self._calls.get(module, 0)
+        self._calls[module] = call + 1
+        self._spans.append((names[call % len(names)], self._open.pop(module), self._clock.mark()))

@@ -1,0 +1,174 @@
+"""Runs batches on one device: uint8 images in, class ids out. Called from one thread only."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.engine.timing import ModuleTimer
+from app.errors import InferenceFailed, OutOfMemory, ServiceError
+from app.metrics import Metrics
+from app.timings import Timings
+from models import ModelSpec, Segmentor, Trace, create_model
+from models.folding import fold_batch_norm
+from models.ops.upsample import upsample_argmax
+from models.transforms import Size, normalize
+
+WARMUP_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image, ready for the device.
+
+    Attributes:
+        pixels: [h, w, 3] uint8 RGB at the network's input size
+        original: size of the image, and of its mask
+        wants_traces: keep what the attention maps need
+    """
+
+    pixels: Tensor
+    original: Size
+    wants_traces: bool
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the network said of one image.
+
+    Attributes:
+        mask: [H, W] uint8 class ids at the original size
+        confidence: [H, W] uint8, the softmax probability of each id, 255 being 1
+        traces: of each attention block, if they were wanted
+        timings: of its batch
+    """
+
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+    traces: tuple[Trace, ...]
+    timings: Timings
+
+    @property
+    def nbytes(self) -> int:
+        return self.mask.nbytes + self.confidence.nbytes + sum(trace.nbytes for trace in self.traces)
+
+
+Outcome = Segmentation | ServiceError
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model on the device, ready to run."""
+
+    spec: ModelSpec
+    segmentor: Segmentor
+    timer: ModuleTimer
+
+
+class Worker:
+    """Owns the device and the models on it."""
+
+    def __init__(self, device: str, threads: int, metrics: Metrics) -> None:
+        """
+        Args:
+            device: auto, cpu, cuda or cuda:N
+            threads: CPU threads of a forward pass; 0 leaves the choice to torch
+        """
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(name)
+        self._threads = threads
+        self._metrics = metrics
+        self._models: dict[str, Resident] = {}
+
+    def load(self, spec: ModelSpec) -> None:
+        """Put a model on the device and run it, so that no request pays for the first pass."""
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        segmentor = create_model(spec.name)
+        fold_batch_norm(segmentor)
+        segmentor.to(self.device)
+        if segmentor.prefers_channels_last:
+            segmentor.use_channels_last()
+        self._models[spec.name] = Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
+        long_side, short_side = spec.preprocessing.scale
+        blank = torch.zeros(short_side, long_side, 3, dtype=torch.uint8)
+        for _ in range(WARMUP_PASSES):
+            self._run(spec.name, [Image(blank, (short_side, long_side), wants_traces=True)])
+
+    def run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
+        """One outcome per image, in order. An image that fails fails alone.
+
+        Args:
+            images: of one input size
+        """
+        outcomes = self._attempt(model, images)
+        if isinstance(outcomes, ServiceError):
+            # Memory that the failed pass held is free only once its traceback is gone: out of the handler.
+            self._free_memory()
+            if isinstance(outcomes, OutOfMemory):
+                self._metrics.out_of_memory(model, "failed" if len(images) == 1 else "split")
+            if len(images) == 1:
+                return [outcomes]
+            half = len(images) // 2
+            return self.run(model, images[:half]) + self.run(model, images[half:])
+        return outcomes
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device by kind; nothing where torch doesn't count them."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
+    def _attempt(self, model: str, images: Sequence[Image]) -> list[Outcome] | ServiceError:
+        try:
+            return self._run(model, images)
+        except torch.OutOfMemoryError:
+            height, width = images[0].pixels.shape[:2]
+            return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
+        # The one blind except of the program: whatever the model raised, the caller must hear of it.
+        except Exception as exc:  # noqa: BLE001
+            error = InferenceFailed("the model failed on this image")
+            error.__cause__ = exc
+            return error
+
+    @torch.inference_mode()
+    def _run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
+        resident, timings = self._models[model], Timings()
+        resident.timer.reset()
+        with timings.stage("preprocess"):
+            pixels = torch.stack([image.pixels for image in images]).to(self.device)
+            batch = normalize(pixels, resident.spec.preprocessing)
+        with timings.stage("forward"):
+            output = resident.segmentor(batch)
+        input_size = batch.shape[2], batch.shape[3]
+        with timings.stage("postprocess"):
+            with resident.timer.span("upsample_argmax"):
+                tails = [
+                    upsample_argmax(logits, input_size, image.original, align_corners=resident.segmentor.align_corners)
+                    for logits, image in zip(output.logits, images, strict=True)
+                ]
+            results: list[Outcome] = [
+                Segmentation(
+                    ids.cpu().numpy(),
+                    confidence.cpu().numpy(),
+                    tuple(trace.of_image(index) for trace in output.traces) if image.wants_traces else (),
+                    timings,
+                )
+                for index, (image, (ids, confidence)) in enumerate(zip(images, tails, strict=True))
+            ]
+        timings.modules = resident.timer.collect()
+        return results
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

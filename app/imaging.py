@@ -1,0 +1,129 @@
+"""Bytes to RGB arrays, within limits, and arrays back to bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from app.errors import MalformedBody, TooLarge, UnsupportedImage
+
+Array = NDArray[np.uint8]
+ImageFormat = Literal["PNG", "JPEG", "WEBP"]
+
+# Listed, so that no exotic parser sees foreign bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+# What Pillow's parsers raise on broken data.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+
+# Ours is the limit that counts: it is checked on the header, before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+# Pillow loads the rarer parsers late, and not at all when formats are listed.
+Image.init()
+
+
+def decode(data: bytes, max_pixels: int) -> Array:
+    """The first frame of an image file as RGB, turned upright by its EXIF orientation; alpha is dropped.
+
+    Returns:
+        [H, W, 3] uint8
+
+    Raises:
+        UnsupportedImage: not a format that we read
+        TooLarge: the header announces more than `max_pixels`
+        MalformedBody: the format is right, the data is broken or truncated
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnsupportedImage(
+            f"the {len(data)} bytes are no image that we read ({', '.join(FORMATS)})", actual=len(data)
+        ) from None
+    except BROKEN as exc:
+        raise MalformedBody(f"the image's header is broken: {exc}") from exc
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"the image is {width}x{height}, {width * height} pixels; the limit is {max_pixels}",
+            limit=max_pixels,
+            actual=width * height,
+        )
+    try:
+        image.load()
+    except BROKEN as exc:
+        raise MalformedBody(f"the {image.format} image is broken or truncated: {exc}") from exc
+    return np.array(_to_rgb(_upright(image)))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except BROKEN:
+        # The picture is whole; only the note on how the camera was held can't be read.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UnsupportedImage("the image holds floating-point values, whose range is anyone's guess")
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255, and show all but the darkest pixels white.
+        values = np.array(image).astype(np.int64)
+        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def encode_ids(mask: Array) -> bytes:
+    """A grayscale PNG whose values are the class ids: what every library reads right."""
+    return encode(Image.fromarray(mask), "PNG")
+
+
+def encode_palette(mask: Array, palette: Array) -> bytes:
+    """A PNG with the ids as indices and the classes' colours [K, 3] as its palette."""
+    image = Image.fromarray(mask).convert("P")
+    # `convert` fills the palette with grays and may reorder nothing, since ids are indices already.
+    image.putpalette(palette.tobytes())
+    return encode(image, "PNG")
+
+
+def encode_rgb(image: Array, image_format: ImageFormat = "PNG") -> bytes:
+    return encode(Image.fromarray(image), image_format)
+
+
+def encode(image: Image.Image, image_format: ImageFormat) -> bytes:
+    # Level 1 deflates masks nearly as small as level 6 does, in a fraction of the time.
+    options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 90}, "WEBP": {"quality": 90}}[
+        image_format
+    ]
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def blend(image: Array, colors: Array, alpha: float) -> Array:
+    """Colours [H, W, 3] over an image [H, W, 3]; alpha 0 shows the image alone, 1 the colours alone."""
+    mixed = Image.blend(Image.fromarray(image), Image.fromarray(colors), alpha)
+    return np.array(mixed)
+
+
+def mark(image: Array, point: tuple[int, int]) -> Array:
+    """A copy of an image with a ring around a point (x, y), white within black to show on any ground."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    radius = max(3, round(max(picture.size) / 120))
+    for size, color, width in ((radius + 1, "black", 4), (radius, "white", 2)):
+        draw.circle(point, size, outline=color, width=width)
+    return np.array(picture)
+
+
+def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize a map of numbers [h, w] bilinearly to (height, width)."""
+    resized = Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.array(resized)

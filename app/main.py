@@ -1,0 +1,63 @@
+"""Builds and wires every object of the service; nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from app import __version__
+from app.api import errors
+from app.api.dependencies import Services
+from app.api.middleware import RequestMiddleware
+from app.api.routes import attention, health, metrics, models, page, results, segment
+from app.engine.engine import Engine
+from app.engine.scheduler import Policy
+from app.engine.worker import Worker
+from app.metrics import Metrics
+from app.results import ResultStore
+from app.settings import Settings
+from models import list_models
+
+WEB = Path(__file__).parent / "web"
+DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application. Models load in the background once it starts."""
+    app = FastAPI(title="SegLens", version=__version__, description=DESCRIPTION, lifespan=_lifespan)
+    series = Metrics()
+    series.build(__version__, torch.__version__)
+    policy = Policy(
+        settings.max_batch_size, settings.max_batch_pixels, settings.max_queue_size, settings.max_queue_bytes
+    )
+    app.state.services = Services(
+        settings=settings,
+        engine=Engine(Worker(settings.device, settings.threads, series), list_models(), policy, series),
+        results=ResultStore(settings.max_result_bytes, settings.result_ttl),
+        metrics=series,
+        codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),
+    )
+    for routes in (segment, results, attention, models, health, metrics, page):
+        app.include_router(routes.router)
+    app.mount("/web", StaticFiles(directory=WEB))
+    errors.install(app)
+    app.add_middleware(RequestMiddleware, metrics=series)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    # A server that cannot serve asks for its own end; its supervisor starts another.
+    services.engine.start(on_failure=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    yield
+    await services.engine.stop(services.settings.drain_timeout)
+    services.codecs.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,81 @@
+"""Keeps results until they are fetched: bounded by bytes and by age, oldest out first."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from app.errors import ResultExpired
+
+
+class Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+def new_id() -> str:
+    """An id that cannot be guessed: whoever has it may see the picture behind it."""
+    return secrets.token_urlsafe(16)
+
+
+class ResultStore(Generic[Item]):
+    """Used from the event loop alone, so it needs no lock."""
+
+    def __init__(self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_bytes = max_bytes
+        self.ttl = ttl
+        self._clock = clock
+        self._items: OrderedDict[str, tuple[float, Item]] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, result_id: str, item: Item) -> bool:
+        """Keep an item; false if it is larger than the whole store, which then stays as it is."""
+        self._drop_old()
+        if item.nbytes > self.max_bytes:
+            return False
+        self._items[result_id] = self._clock(), item
+        self._bytes += item.nbytes
+        while self._bytes > self.max_bytes:
+            self.delete(next(iter(self._items)))
+        return True
+
+    def get(self, result_id: str) -> Item:
+        """
+        Raises:
+            ResultExpired: no such id, whether it never was, was deleted, or is too old
+        """
+        self._drop_old()
+        try:
+            return self._items[result_id][1]
+        except KeyError:
+            raise ResultExpired(
+                f"no result {result_id!r}: results are kept for {self.ttl:g} s, or until newer ones need their place"
+            ) from None
+
+    def delete(self, result_id: str) -> None:
+        """
+        Raises:
+            ResultExpired: no such id
+        """
+        item = self.get(result_id)
+        del self._items[result_id]
+        self._bytes -= item.nbytes
+
+    def _drop_old(self) -> None:
+        oldest = self._clock() - self.ttl
+        while self._items and next(iter(self._items.values()))[0] <= oldest:
+            _, (_, item) = self._items.popitem(last=False)
+            self._bytes -= item.nbytes

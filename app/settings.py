@@ -1,0 +1,75 @@
+"""All settings, from the environment: `SEGLENS_PORT=9000` and so on."""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "SEGLENS_"
+
+
+class SettingsError(Exception):
+    """The environment holds a setting that is unknown, wrong or contradicts another; the message names it."""
+
+
+class Settings(BaseSettings):
+    """Defaults serve a first-time user: the bundled models, on loopback, within limits a laptop can bear."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+
+    default_model: str = Field("ccnet-mobilenetv2-camvid", description="Model that answers when a request names none.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if there is one), cpu, cuda or cuda:N."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of one forward pass; 0 leaves the choice to torch.")
+
+    max_body_bytes: int = Field(32 << 20, gt=0, description="Largest request body, in bytes.")
+    max_image_pixels: int = Field(40_000_000, gt=0, description="Largest image, in pixels; checked before decoding.")
+    request_timeout: float = Field(
+        30.0, gt=0, description="Seconds a request may take; a client may ask for less, not for more."
+    )
+
+    max_batch_size: int = Field(8, gt=0, description="Most images in one forward pass.")
+    max_batch_pixels: int = Field(4 << 20, gt=0, description="Most network-input pixels in one forward pass.")
+    max_queue_size: int = Field(64, gt=0, description="Most images waiting for the device.")
+    max_queue_bytes: int = Field(256 << 20, gt=0, description="Most bytes of images waiting for the device.")
+
+    result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
+    max_result_bytes: int = Field(256 << 20, gt=0, description="Memory for results; the oldest go first.")
+    drain_timeout: float = Field(25.0, gt=0, description="Seconds for accepted requests to finish at shutdown.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_queue_size < self.max_batch_size:
+            raise ValueError(
+                f"max_queue_size is {self.max_queue_size}, less than one batch (max_batch_size {self.max_batch_size})"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        SettingsError: one sentence per setting that stops the start
+    """
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    try:
+        return Settings()
+    except ValidationError as exc:
+        raise SettingsError("; ".join(_sentence(error["loc"], error["msg"]) for error in exc.errors())) from exc
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    name = f"{PREFIX}{location[0]}".upper() if location else "settings"
+    return f"{name}: {message}"

@@ -1,0 +1,33 @@
+"""The one record of where a request's time went: metrics, `Server-Timing` and the reply are written from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Timings:
+    """Seconds by stage of the request, and by module of the network for its batch's forward pass."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+    modules: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = time.perf_counter() - started
+
+    def milliseconds(self) -> dict[str, float]:
+        """Stages by name and modules as `module.<name>`, rounded to a microsecond."""
+        modules = {f"module.{name}": seconds for name, seconds in self.modules.items()}
+        return {name: round(seconds * 1000, 3) for name, seconds in {**self.stages, **modules}.items()}
+
+    def server_timing(self) -> str:
+        """Value of the `Server-Timing` header (W3C)."""
+        return ", ".join(f"{name};dur={duration}" for name, duration in self.milliseconds().items())

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.ops.attention import dense_attention, dense_attention_reference, pyramid_pool
+
+SCALE = 4**-0.5
+CASES = [(7, 5, 11), (1, 9, 3), (9, 1, 4), (1, 1, 1), (17, 13, 110)]
+
+
+def random_inputs(height: int, width: int, keys: int) -> list[Tensor]:
+    shapes = (2, 4, height, width), (2, 4, keys), (2, 6, keys)
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def window_means(x: Tensor, scale: int) -> Tensor:
+    """Adaptive average pooling, window by window: i * n // k up to ceil((i + 1) * n / k)."""
+    height, width = x.shape[2:]
+    cells = [
+        x[
+            ...,
+            row * height // scale : ceil((row + 1) * height / scale),
+            column * width // scale : ceil((column + 1) * width / scale),
+        ].mean((2, 3))
+        for row in range(scale)
+        for column in range(scale)
+    ]
+    return torch.stack(cells, dim=2)
+
+
+@pytest.mark.parametrize(("height", "width", "keys"), CASES)
+def test_dense_attention_matches_reference(height: int, width: int, keys: int) -> None:
+    inputs = random_inputs(height, width, keys)
+    got, want = dense_attention(*inputs, SCALE), dense_attention_reference(*inputs, SCALE)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, inputs, weight), torch.autograd.grad(want, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_reference_is_the_sum_that_the_paper_writes() -> None:
+    query, key, value = (tensor.detach() for tensor in random_inputs(3, 2, 5))
+    got = dense_attention_reference(query, key, value, 0.3)
+    weights = torch.stack([(0.3 * (query[1, :, 2, 0] @ key[1, :, anchor])).exp() for anchor in range(5)])
+    torch.testing.assert_close(got[1, :, 2, 0], (value[1] * weights).sum(1) / weights.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("height", "width", "keys"), [(7, 5, 11), (17, 13, 110)])
+def test_half_precision_costs_little_more_than_its_rounding(
+    height: int, width: int, keys: int, dtype: torch.dtype
+) -> None:
+    exact_inputs = [tensor.detach() for tensor in random_inputs(height, width, keys)]
+    rounded_inputs = [tensor.to(dtype) for tensor in exact_inputs]
+    exact = dense_attention_reference(*exact_inputs, SCALE)
+    rounded = dense_attention_reference(*(tensor.double() for tensor in rounded_inputs), SCALE).to(dtype)
+    got = dense_attention(*rounded_inputs, SCALE)
+    assert got.dtype == dtype
+    assert (got.double() - exact).abs().max() <= 2 * (rounded.double() - exact).abs().max()
+    assert (got.double() - exact).norm() <= 2 * (rounded.double() - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_affinities_beyond_the_range_of_half(dtype: torch.dtype) -> None:
+    # Signs times an integer, and a scale whose root is exact: the affinities, up to 360,000, are exact in float32.
+    query, key = 300.0 * torch.randn(1, 16, 4, 3).sign(), 300.0 * torch.randn(1, 16, 5).sign()
+    value = torch.randn(1, 6, 5).to(dtype)
+    query, key = query.to(dtype), key.to(dtype)
+    got = dense_attention(query, key, value, 0.25)
+    expected = dense_attention_reference(query.double(), key.double(), value.double(), 0.25)
+    assert torch.einsum("bchw,bcs->bhws", query.float(), key.float()).max() > torch.finfo(torch.float16).max
+    assert (got.double() - expected).abs().max() <= 2 * torch.finfo(dtype).eps * value.abs().max()
+
+
+def test_channels_last_gives_the_same() -> None:
+    query, key, value = (tensor.detach() for tensor in random_inputs(7, 5, 11))
+    got = dense_attention(query.contiguous(memory_format=torch.channels_last), key, value, SCALE)
+    torch.testing.assert_close(got, dense_attention(query, key, value, SCALE))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (33, 25), (7, 5), (1, 9), (9, 1), (1, 1)])
+def test_pyramid_pool_lists_window_means_coarse_to_fine(height: int, width: int) -> None:
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    pooled = pyramid_pool(x, (1, 3, 6, 8))
+    assert pooled.shape == (2, 3, 110)
+    torch.testing.assert_close(pooled, torch.cat([window_means(x, scale) for scale in (1, 3, 6, 8)], dim=2))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.ops import upsample
+from models.ops.upsample import Size, upsample_argmax, upsample_argmax_reference
+
+# Logits, network input, original: up and up, up and down, nothing to do, one row, one column, one pixel.
+CASES = [
+    ((12, 16), (45, 60), (90, 121)),
+    ((12, 16), (45, 60), (31, 23)),
+    ((9, 7), (9, 7), (9, 7)),
+    ((9, 7), (33, 25), (33, 25)),
+    ((9, 7), (33, 25), (33, 61)),
+    ((9, 7), (33, 25), (70, 25)),
+    ((9, 7), (4, 3), (50, 2)),
+    ((1, 8), (1, 30), (1, 77)),
+    ((8, 1), (30, 1), (77, 1)),
+    ((1, 1), (1, 1), (5, 4)),
+    ((5, 6), (17, 20), (1, 1)),
+]
+
+
+def margins(logits: Tensor, input_size: Size, original: Size, align_corners: bool) -> Tensor:
+    """How far the best class is ahead of the second, per pixel."""
+    resized = F.interpolate(logits[None], input_size, mode="bilinear", align_corners=align_corners)
+    resized = F.interpolate(resized, original, mode="bilinear", align_corners=align_corners)
+    best, second = resized[0].topk(2, dim=0).values
+    return best - second
+
+
+@pytest.mark.parametrize("block_elements", [1, 500, 1 << 22])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("grid", "input_size", "original"), CASES)
+def test_blockwise_matches_reference(
+    grid: Size,
+    input_size: Size,
+    original: Size,
+    align_corners: bool,
+    block_elements: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upsample, "BLOCK_ELEMENTS", block_elements)
+    logits = 3 * torch.randn(5, *grid)
+    ids, confidence = upsample_argmax(logits, input_size, original, align_corners=align_corners)
+    wanted_ids, wanted_confidence = upsample_argmax_reference(logits, input_size, original, align_corners=align_corners)
+    assert ids.shape == confidence.shape == original
+    assert ids.dtype == confidence.dtype == torch.uint8
+    assert (margins(logits, input_size, original, align_corners)[ids != wanted_ids] <= 1e-4).all()
+    assert (confidence.int() - wanted_confidence.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("align_corners", "switch"), [(True, 6), (False, 6)])
+def test_class_border_lies_where_the_ramp_crosses(align_corners: bool, switch: int) -> None:
+    # Class 0 falls from 1 to 0 over two columns, class 1 is level at 0.45: they cross at 55 % of the way.
+    logits = torch.stack([torch.tensor([[1.0, 0.0]]), torch.full((1, 2), 0.45)])
+    ids, _ = upsample_argmax(logits, (1, 11), (1, 11), align_corners=align_corners)
+    assert ids[0].tolist() == [0] * switch + [1] * (11 - switch)
+
+
+def test_resizes_by_way_of_the_input_size() -> None:
+    """Squeezed through one pixel, nothing but the map's mean is left of it."""
+    logits = torch.tensor([[[5.0, -9.0]], [[0.0, 0.0]]])
+    ids, _ = upsample_argmax(logits, (1, 1), (1, 6), align_corners=False)
+    direct, _ = upsample_argmax(logits, (1, 6), (1, 6), align_corners=False)
+    assert ids.tolist() == [[1] * 6]
+    assert direct.tolist() != ids.tolist()
+
+
+def test_confidence_is_the_softmax_probability() -> None:
+    logits = torch.tensor([0.9, 0.05, 0.05]).log().view(3, 1, 1)
+    _, confidence = upsample_argmax(logits, (4, 4), (4, 4), align_corners=False)
+    assert confidence.unique().tolist() == [round(0.9 * 255)]
+
+
+def test_255_classes_fit_the_ids() -> None:
+    logits = torch.zeros(255, 2, 2)
+    logits[254] = 400
+    ids, confidence = upsample_argmax(logits, (4, 4), (4, 4), align_corners=False)
+    assert ids.unique().tolist() == [254]
+    assert confidence.unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_resized_in_float32(dtype: torch.dtype) -> None:
+    logits = (3 * torch.randn(5, 12, 16)).to(dtype)
+    ids, confidence = upsample_argmax(logits, (45, 60), (90, 121), align_corners=False)
+    wanted_ids, wanted_confidence = upsample_argmax(logits.float(), (45, 60), (90, 121), align_corners=False)
+    assert torch.equal(ids, wanted_ids)
+    assert torch.equal(confidence, wanted_confidence)

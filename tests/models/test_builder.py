@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.backbones.resnet import ResNet
+from models.builder import Options, build_segmentor
+from models.errors import CheckpointError
+from models.heads.ann import ANNHead
+from models.heads.ccnet import CCHead
+from models.heads.fcn import Head
+from models.heads.non_local import NonLocalHead
+from models.segmentor import Segmentor
+
+Build = Callable[[str, str], Segmentor]
+Shapes = dict[str, torch.Size]
+
+HEADS: dict[str, Callable[[], Head]] = {
+    "ccnet": lambda: CCHead(2048, 512, 19),
+    "ann": lambda: ANNHead((1024, 2048), 512, 19),
+    "nonlocal": lambda: NonLocalHead(2048, 512, 19),
+}
+TABLES = [("ccnet", 50), ("ann", 50), ("nonlocal", 50), ("ccnet", 101), ("ann", 101)]
+
+
+def read_table(shared: Path, name: str, depth: int) -> Shapes:
+    """mmsegmentation's state dict as key to shape, less what serves training only."""
+    table = json.loads((shared / "reference" / f"keys_{name}_r{depth}_d8.json").read_text())
+    return {
+        key: torch.Size(shape)
+        for key, shape in table.items()
+        if not key.startswith("auxiliary_head.") and not key.endswith("num_batches_tracked")
+    }
+
+
+def shapes_of(segmentor: Segmentor) -> Shapes:
+    state = segmentor.state_dict()
+    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(("name", "depth"), TABLES)
+def test_full_size_networks_have_mmsegmentations_keys(shared: Path, name: str, depth: int) -> None:
+    with torch.device("meta"):
+        segmentor = Segmentor(ResNet(depth), HEADS[name]())
+    assert shapes_of(segmentor) == read_table(shared, name, depth)
+
+
+@pytest.mark.parametrize(("name", "depth"), TABLES)
+def test_full_size_networks_are_built_from_their_shapes(shared: Path, name: str, depth: int) -> None:
+    table = read_table(shared, name, depth)
+    with torch.device("meta"):
+        segmentor = build_segmentor(table, Options())
+    assert shapes_of(segmentor) == table
+    assert type(segmentor.decode_head) is type(HEADS[name]())
+
+
+@pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+def test_same_architecture_from_the_shapes(tiny_segmentor: Build, backbone: str, head: str) -> None:
+    segmentor = tiny_segmentor(backbone, head)
+    built = build_segmentor(shapes_of(segmentor), Options())
+    assert str(built) == str(segmentor)
+    assert not any(module.training for module in built.modules())
+
+
+def test_options_fill_in_what_shapes_leave_open(tiny_segmentor: Build) -> None:
+    shapes = shapes_of(tiny_segmentor("mobilenet", "ccnet"))
+    options = Options(recurrence=3, output_stride=8, align_corners=True)
+    built = build_segmentor(shapes, options)
+    with torch.no_grad():
+        _, traces = built(torch.randn(1, 3, 64, 64))
+    assert [trace.step for trace in traces] == [1, 2, 3]
+    assert traces[0].grid == (8, 8)
+    assert built.align_corners
+
+
+def test_defaults_are_the_papers(tiny_segmentor: Build) -> None:
+    built = build_segmentor(shapes_of(tiny_segmentor("mobilenet", "ccnet")), Options())
+    with torch.no_grad():
+        _, traces = built(torch.randn(1, 3, 64, 64))
+    assert [trace.grid for trace in traces] == [(4, 4), (4, 4)]
+    assert not built.align_corners
+
+
+def test_other_block_counts_are_named(tiny_segmentor: Build) -> None:
+    shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
+    fewer = {key: shape for key, shape in shapes.items() if not key.startswith("backbone.layer3.5.")}
+    with pytest.raises(CheckpointError, match=r"\(3, 4, 5, 3\) blocks; we know .*\(3, 4, 6, 3\)"):
+        build_segmentor(fewer, Options())
+
+
+def test_unknown_backbone_is_refused(tiny_segmentor: Build) -> None:
+    shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
+    renamed = {key.replace("backbone.", "trunk."): shape for key, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match="neither a ResNetV1c nor our MobileNetV2"):
+        build_segmentor(renamed, Options())
+
+
+@pytest.mark.parametrize("module", ["decode_head.conv_seg", "decode_head.convs.0.conv", "backbone.stem.0"])
+def test_a_tensor_that_settles_the_architecture_is_named_if_missing(tiny_segmentor: Build, module: str) -> None:
+    shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
+    del shapes[f"{module}.weight"]
+    with pytest.raises(CheckpointError, match=f"{module}.weight"):
+        build_segmentor(shapes, Options())
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_tensor_of_too_few_dimensions_is_named(tiny_segmentor: Build, shape: tuple[int, ...]) -> None:
+    shapes = shapes_of(tiny_segmentor("mobilenet", "ccnet"))
+    shapes["decode_head.conv_seg.weight"] = torch.Size(shape)
+    with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.weight"):
+        build_segmentor(shapes, Options())

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.checkpoint import load_segmentor, read_checkpoint, save_segmentor
+from models.errors import CheckpointError
+from models.folding import fold_batch_norm
+from models.segmentor import Segmentor
+
+Build = Callable[[str, str], Segmentor]
+CONV_SEG = "decode_head.conv_seg.weight"
+
+
+def weights(segmentor: Segmentor) -> dict[str, Tensor]:
+    state = segmentor.state_dict()
+    return {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def assert_equal_weights(got: Segmentor, want: dict[str, Tensor]) -> None:
+    assert weights(got).keys() == want.keys()
+    assert [key for key, tensor in weights(got).items() if not torch.equal(tensor, want[key])] == []
+
+
+@pytest.fixture
+def state(tiny_segmentor: Build) -> dict[str, Tensor]:
+    return weights(tiny_segmentor("mobilenet", "ccnet"))
+
+
+class RunsCode:
+    """Unpickled without care, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+def test_saved_and_loaded_is_the_same_after_rounding(
+    tiny_segmentor: Build, tmp_path: Path, backbone: str, head: str
+) -> None:
+    segmentor = tiny_segmentor(backbone, head)
+    save_segmentor(segmentor, tmp_path / "model.safetensors", {})
+    loaded = load_segmentor(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert not loaded.training
+    assert_equal_weights(loaded, {key: tensor.half().float() for key, tensor in weights(segmentor).items()})
+
+
+def test_float32_is_kept_exactly(tiny_segmentor: Build, tmp_path: Path) -> None:
+    segmentor = tiny_segmentor("mobilenet", "ann")
+    save_segmentor(segmentor, tmp_path / "model.safetensors", {}, torch.float32)
+    loaded = load_segmentor(tmp_path / "model.safetensors")
+    image = torch.randn(1, 3, 40, 56)
+    assert_equal_weights(loaded, weights(segmentor))
+    with torch.no_grad():
+        assert torch.equal(loaded(image).logits, segmentor(image).logits)
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+def test_folded_backbone_is_saved_and_loaded(tiny_segmentor: Build, tmp_path: Path, backbone: str) -> None:
+    segmentor = tiny_segmentor(backbone, "ccnet")
+    fold_batch_norm(segmentor.backbone)
+    save_segmentor(segmentor, tmp_path / "model.safetensors", {}, torch.float32)
+    loaded = load_segmentor(tmp_path / "model.safetensors")
+    image = torch.randn(1, 3, 40, 56)
+    assert_equal_weights(loaded, weights(segmentor))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image).logits, segmentor(image).logits)
+
+
+def test_shared_projection_is_on_disk_once(tiny_segmentor: Build, tmp_path: Path) -> None:
+    save_segmentor(tiny_segmentor("mobilenet", "ann"), tmp_path / "model.safetensors", {})
+    keys = load_file(tmp_path / "model.safetensors").keys()
+    shared = "decode_head.context.stages.0"
+    assert f"{shared}.key_project.conv.weight" in keys
+    assert f"{shared}.query_project.conv.weight" not in keys
+    assert "decode_head.fusion.stages.0.query_project.conv.weight" in keys
+
+
+def test_metadata_settles_the_options(tiny_segmentor: Build, tmp_path: Path) -> None:
+    metadata = {"recurrence": "1", "output_stride": "8", "align_corners": "true", "note": "mine"}
+    path = tmp_path / "model.safetensors"
+    save_segmentor(tiny_segmentor("mobilenet", "ccnet"), path, metadata)
+    loaded = load_segmentor(path)
+    with torch.no_grad(), safe_open(path, framework="pt") as file:
+        assert [trace.grid for trace in loaded(torch.randn(1, 3, 64, 64)).traces] == [(8, 8)]
+        assert file.metadata() == read_checkpoint(path).metadata == metadata
+    assert loaded.align_corners
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"recurrence": "two"}, {"output_stride": "32"}, {"output_stride": "x"}, {"recurrence": "0"}]
+)
+def test_metadata_that_makes_no_sense_is_refused(
+    tiny_segmentor: Build, tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    save_segmentor(tiny_segmentor("mobilenet", "ccnet"), tmp_path / "model.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=next(iter(metadata))):
+        load_segmentor(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "meta": {"CLASSES": ("road",)}}])
+def test_bare_and_wrapped_state_dicts_load(
+    state: dict[str, Tensor], tmp_path: Path, wrap: Callable[[dict[str, Tensor]], object]
+) -> None:
+    torch.save(wrap(state), tmp_path / "model.pth")
+    assert_equal_weights(load_segmentor(tmp_path / "model.pth"), state)
+
+
+def test_old_torch_files_load(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": state}, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
+    assert_equal_weights(load_segmentor(tmp_path / "model.pth"), state)
+
+
+def test_prefix_and_training_only_tensors_are_dropped(state: dict[str, Tensor], tmp_path: Path) -> None:
+    extra = {
+        "auxiliary_head.conv_seg.weight": torch.ones(5, 8, 1, 1),
+        "backbone.stem.bn.num_batches_tracked": torch.tensor(7),
+    }
+    parallel = {f"module.{key}": tensor for key, tensor in {**state, **extra}.items()}
+    torch.save(parallel, tmp_path / "model.pth")
+    assert read_checkpoint(tmp_path / "model.pth").state_dict.keys() == state.keys()
+    assert_equal_weights(load_segmentor(tmp_path / "model.pth"), state)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_all_named(state: dict[str, Tensor], tmp_path: Path) -> None:
+    del state["decode_head.cca.gamma.scale"]
+    state["decode_head.extra.weight"] = torch.ones(1)
+    state["decode_head.conv_seg.bias"] = torch.ones(6)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_segmentor(tmp_path / "model.safetensors")
+    assert "missing decode_head.cca.gamma.scale" in str(caught.value)
+    assert "unexpected decode_head.extra.weight" in str(caught.value)
+    assert "decode_head.conv_seg.bias is [6], not [5]" in str(caught.value)
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"neither a ResNetV1c nor our MobileNetV2|not a CCNet"):
+        load_segmentor(tmp_path / "model.safetensors")
+
+
+def test_other_block_counts_are_refused(tiny_segmentor: Build, tmp_path: Path) -> None:
+    state = weights(tiny_segmentor("resnet", "ccnet"))
+    torch.save({key: value for key, value in state.items() if "layer3.5." not in key}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"\(3, 4, 5, 3\) blocks"):
+        load_segmentor(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -5000, -1])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_truncated_and_empty_files_are_refused(state: dict[str, Tensor], tmp_path: Path, name: str, kept: int) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=f"{name}: not a (safetensors file|torch checkpoint), or a truncated one"):
+        load_segmentor(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello world\n",
+        "<html><body>404 Not Found</body></html>\n",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+    ],
+    ids=["text", "html", "lfs-pointer"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_text_files_are_refused_as_what_they_are(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{name}: not a (safetensors file|torch checkpoint)"):
+        load_segmentor(tmp_path / name)
+
+
+def test_arbitrary_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    generator = torch.Generator().manual_seed(0)
+    for size in range(1, 60):
+        path.write_bytes(bytes(torch.randint(256, (size,), generator=generator).tolist()))
+        with pytest.raises(CheckpointError, match=r"model\.pth"):
+            load_segmentor(path)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
+def test_code_in_a_pickle_is_refused_and_not_run(
+    state: dict[str, Tensor], tmp_path: Path, save: Callable[[object, Path], object]
+) -> None:
+    save({"state_dict": dict(list(state.items())[:2]), "hook": RunsCode(tmp_path / "ran")}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        load_segmentor(tmp_path / "model.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_refused_pickle_says_what_to_do(tmp_path: Path) -> None:
+    torch.save({"hook": RunsCode(tmp_path / "ran")}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"holds more than tensors.* save its state_dict alone"):
+        load_segmentor(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [torch.ones(1)], torch.ones(1), {"state_dict": None}, {"state_dict": {}}, {"epoch": 3}, {1: torch.ones(1)}],
+    ids=["empty", "list", "tensor", "none", "empty-inside", "numbers", "numbered"],
+)
+def test_torch_files_without_a_state_dict_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_segmentor(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("layout", ["sparse", "meta"])
+def test_tensors_without_plain_values_are_named(state: dict[str, Tensor], tmp_path: Path, layout: str) -> None:
+    state[CONV_SEG] = state[CONV_SEG].to_sparse() if layout == "sparse" else state[CONV_SEG].to("meta")
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=CONV_SEG):
+        load_segmentor(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.pth"])
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: no such file"):
+        load_segmentor(tmp_path / name)

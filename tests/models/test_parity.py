@@ -1,0 +1,73 @@
+"""Against outputs of mmsegmentation 1.2.2, recorded with small networks of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoint import load_segmentor
+from models.folding import fold_batch_norm
+from models.ops.upsample import upsample_argmax
+from models.segmentor import Segmentor
+from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
+
+
+@dataclass(frozen=True)
+class Case:
+    segmentor: Segmentor
+    recorded: dict[str, Tensor]
+
+
+@pytest.fixture(params=["tiny_ccnet", "tiny_ann", "tiny_nonlocal"])
+def case(request: pytest.FixtureRequest, shared: Path) -> Case:
+    folder = shared / "data" / "parity" / request.param
+    with np.load(folder / "io.npz") as arrays:
+        recorded = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    return Case(load_segmentor(folder / "checkpoint.pth"), recorded)
+
+
+def assert_parity(got: Tensor, want: Tensor) -> None:
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    assert (got.argmax(1) != want.argmax(1)).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("size", ["even", "odd"])
+def test_logits_are_mmsegmentations(case: Case, size: str, folded: bool) -> None:
+    if folded:
+        fold_batch_norm(case.segmentor)
+    with torch.no_grad():
+        logits = case.segmentor(case.recorded[f"x_{size}"]).logits
+    assert_parity(logits, case.recorded[f"logits_{size}"])
+
+
+def test_masks_are_mmsegmentations(case: Case) -> None:
+    labels = case.recorded["labels_whole_even"][0]
+    with torch.no_grad():
+        logits = case.segmentor(case.recorded["x_even"]).logits[0]
+    ids, _ = upsample_argmax(logits, (256, 320), (256, 320), align_corners=False)
+    assert (ids != labels).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("recorded", "align_corners"), [("whole_even_s4", False), ("whole_even_align_corners_s4", True)]
+)
+def test_masks_follow_align_corners(case: Case, recorded: str, align_corners: bool) -> None:
+    want = case.recorded[recorded][0].argmax(0)
+    logits = case.recorded["logits_even"][0]
+    ids, _ = upsample_argmax(logits, (256, 320), (256, 320), align_corners=align_corners)
+    other, _ = upsample_argmax(logits, (256, 320), (256, 320), align_corners=not align_corners)
+    assert (ids[::4, ::4] != want).float().mean() <= 1e-3
+    assert (other[::4, ::4] != want).float().mean() > 1e-3
+
+
+def test_preprocessing_is_mmsegmentations(case: Case) -> None:
+    rgb = case.recorded["pre_u8_bgr"].flip(-1)
+    got = normalize(rgb[None], Preprocessing(scale=(2048, 1024), mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    torch.testing.assert_close(got, case.recorded["pre_out"], rtol=1e-5, atol=1e-5)

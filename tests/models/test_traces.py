@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from models.traces import Trace
+
+
+@pytest.fixture
+def trace() -> Trace:
+    query, key = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 110)
+    return Trace("apnb", 1, query, key, scale=0.5, pool_scales=(1, 3, 6, 8))
+
+
+def test_grid_is_the_querys_with_and_without_a_batch(trace: Trace) -> None:
+    assert trace.grid == trace.of_image(0).grid == (5, 6)
+
+
+def test_bytes_are_those_of_query_and_key(trace: Trace) -> None:
+    assert trace.nbytes == 4 * 3 * 4 * (30 + 110)
+    assert trace.of_image(0).nbytes == 2 * 4 * (30 + 110)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_an_images_trace_is_its_own_in_half_precision(trace: Trace, index: int) -> None:
+    alone = trace.of_image(index)
+    assert torch.equal(alone.query, trace.query[index].half())
+    assert torch.equal(alone.key, trace.key[index].half())
+    assert (alone.block, alone.step, alone.scale, alone.pool_scales) == ("apnb", 1, 0.5, (1, 3, 6, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_images_trace_does_not_keep_the_batch_alive(trace: Trace, dtype: torch.dtype) -> None:
+    batch = dataclasses.replace(trace, query=trace.query.to(dtype), key=trace.key.to(dtype))
+    alone = batch.of_image(1)
+    for mine, whole in ((alone.query, batch.query), (alone.key, batch.key)):
+        assert mine.untyped_storage().nbytes() == mine.nbytes
+        assert mine.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+
+
+def test_values_beyond_half_stay_finite(trace: Trace) -> None:
+    large = dataclasses.replace(trace, query=trace.query * 1e6, key=trace.key * -1e6)
+    alone = large.of_image(0)
+    assert alone.query.isfinite().all()
+    assert alone.key.isfinite().all()
+    assert torch.equal(alone.query.sign(), trace.query[0].half().sign())
+    assert alone.query.abs().max() == torch.finfo(torch.float16).max
+
+
+def test_an_images_trace_has_no_gradient_and_one_layout(trace: Trace) -> None:
+    query = trace.query.contiguous(memory_format=torch.channels_last).requires_grad_()
+    alone = dataclasses.replace(trace, query=query).of_image(0)
+    assert not alone.query.requires_grad
+    assert alone.query.is_contiguous()
+
+
+def test_a_trace_is_frozen(trace: Trace) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        trace.step = 2  # type: ignore[misc]

@@ -1,0 +1,204 @@
+"""Folders of images and masks, and the augmentation that must keep the two together."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from training.data import IGNORE, Augmentation, Sample, Steps, TrainingSet, class_frequencies, load_split
+from training.scenes import draw_street
+
+# What is left is geometry, so colours still tell where a pixel came from.
+GEOMETRY = Augmentation(crop=(64, 64), brightness=0, contrast=0)
+PADDING = 128
+
+
+def write_sample(root: Path, image: Image.Image, mask: Image.Image) -> None:
+    for folder in ("train", "trainannot"):
+        (root / folder).mkdir()
+    (root / "train.txt").write_text("only\n")
+    image.save(root / "train" / "only.png")
+    mask.save(root / "trainannot" / "only.png")
+
+
+def drawn_sample(seed: int, width: int = 80, height: int = 60) -> Sample:
+    image, mask = draw_street(seed, width, height)
+    return Sample(f"scene{seed}", torch.from_numpy(image), torch.from_numpy(mask))
+
+
+def plain_samples(count: int) -> list[Sample]:
+    """Samples of one colour each: ten times their index."""
+    mask = torch.zeros(40, 40, dtype=torch.uint8)
+    return [Sample(str(index), torch.full((40, 40, 3), 10 * index, dtype=torch.uint8), mask) for index in range(count)]
+
+
+def coloured_sample(height: int = 60, width: int = 80) -> Sample:
+    """Four quarters of classes 0 to 3 whose colour is (60 * class, 200 - 60 * class, 0)."""
+    mask = torch.zeros(height, width, dtype=torch.uint8)
+    mask[height // 2 :] += 2
+    mask[:, width // 2 :] += 1
+    return Sample("quarters", torch.stack([60 * mask, 200 - 60 * mask, 0 * mask], dim=2), mask)
+
+
+def test_split_is_read_in_the_order_of_its_list(data_set: Path) -> None:
+    samples = load_split(data_set, "train", 11)
+    assert [sample.name for sample in samples] == ["scene1", "scene2", "scene3", "scene4"]
+    for sample in samples:
+        assert (sample.image.shape, sample.mask.shape) == ((96, 128, 3), (96, 128))
+        assert (sample.image.dtype, sample.mask.dtype) == (torch.uint8, torch.uint8)
+
+
+@pytest.mark.parametrize(("index", "tolerance"), [(0, 6.0), (1, 0.0)], ids=["jpg", "png"])
+def test_image_is_what_was_written(data_set: Path, index: int, tolerance: float) -> None:
+    sample = load_split(data_set, "train", 11)[index]
+    image, _ = draw_street(index + 1, 128, 96)
+    assert (sample.image.float() - torch.from_numpy(image)).abs().mean() <= tolerance
+
+
+@pytest.mark.parametrize("num_classes", [11, 5])
+def test_ids_beyond_the_classes_are_ignored(data_set: Path, num_classes: int) -> None:
+    sample = load_split(data_set, "train", num_classes)[0]
+    drawn = torch.from_numpy(draw_street(1, 128, 96)[1])
+    drawn[-6:] = IGNORE
+    expected = drawn.where(drawn < num_classes, torch.tensor(IGNORE, dtype=torch.uint8))
+    assert torch.equal(sample.mask, expected)
+
+
+def test_palette_mask_is_read_as_ids(tmp_path: Path) -> None:
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    mask = Image.fromarray(ids)
+    mask.putpalette([255 - value // 3 for value in range(36)])
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), mask)
+    [sample] = load_split(tmp_path, "train", 12)
+    assert torch.equal(sample.mask, torch.from_numpy(ids))
+
+
+def test_grey_image_is_read_as_rgb(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("L", (4, 3), 9), Image.new("L", (4, 3)))
+    [sample] = load_split(tmp_path, "train", 11)
+    assert torch.equal(sample.image, torch.full((3, 4, 3), 9, dtype=torch.uint8))
+
+
+def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (5, 3)))
+    with pytest.raises(ValueError, match=r"only\.png: the image is \(3, 4\), its mask \(3, 5\)"):
+        load_split(tmp_path, "train", 11)
+
+
+def test_class_frequencies_are_shares_of_the_labelled_pixels() -> None:
+    image = torch.zeros(2, 2, 3, dtype=torch.uint8)
+    masks = torch.tensor([[[0, 0], [2, IGNORE]], [[0, IGNORE], [IGNORE, IGNORE]]], dtype=torch.uint8)
+    frequencies = class_frequencies([Sample("", image, mask) for mask in masks], 4)
+    assert frequencies.tolist() == [0.75, 0, 0.25, 0]
+
+
+def test_class_frequencies_of_a_split_sum_to_one(data_set: Path) -> None:
+    frequencies = class_frequencies(load_split(data_set, "train", 11), 11)
+    assert frequencies.shape == (11,)
+    assert frequencies.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("crop", [(32, 48), (64, 64), (320, 320)])
+def test_augmentation_gives_a_crop_of_fixed_size(crop: tuple[int, int]) -> None:
+    sample = drawn_sample(0)
+    for seed in range(5):
+        image, mask = Augmentation(crop=crop)(sample, random.Random(seed))
+        assert (image.shape, mask.shape) == ((*crop, 3), crop)
+        assert (image.dtype, mask.dtype) == (torch.uint8, torch.int64)
+
+
+def test_augmentation_leaves_the_sample_as_it_is() -> None:
+    sample = coloured_sample()
+    image, mask = sample.image.clone(), sample.mask.clone()
+    Augmentation()(sample, random.Random(0))
+    assert torch.equal(sample.image, image)
+    assert torch.equal(sample.mask, mask)
+
+
+def inside_one_class(mask: Tensor) -> Tensor:
+    """Pixels whose neighbours to a distance of 2 are of their own class."""
+    planes = mask[None, None].float()
+    highest, lowest = F.max_pool2d(planes, 5, 1, 2), -F.max_pool2d(-planes, 5, 1, 2)
+    return (highest == lowest)[0, 0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_image_and_mask_stay_aligned(seed: int) -> None:
+    image, mask = GEOMETRY(coloured_sample(), random.Random(seed))
+    clear = inside_one_class(mask) & (mask != IGNORE)
+    ids, colours = mask[clear], image[clear].long()
+    assert clear.float().mean() > 0.3
+    assert torch.equal(colours, torch.stack([60 * ids, 200 - 60 * ids, 0 * ids], dim=1))
+
+
+def test_some_crops_are_flipped_and_none_upside_down() -> None:
+    masks = [GEOMETRY(coloured_sample(), random.Random(seed))[1] for seed in range(40)]
+    corners = {(mask[0, 0].item(), mask[0, -1].item()) for mask in masks if IGNORE not in mask}
+    assert {(0, 1), (1, 0)} <= corners
+    assert all(mask[0, 31] % IGNORE <= mask[-1, 31] for mask in masks)
+
+
+def test_padding_is_grey_and_ignored() -> None:
+    augmentation = Augmentation(crop=(200, 200), brightness=0, contrast=0)
+    for seed in range(10):
+        image, mask = augmentation(coloured_sample(), random.Random(seed))
+        padded = (image == PADDING).all(2)
+        assert padded.any()
+        assert torch.equal(padded, mask == IGNORE)
+
+
+def test_brightness_and_contrast_change_the_image_alone() -> None:
+    sample = drawn_sample(1)
+    plain, mask = GEOMETRY(sample, random.Random(3))
+    lit, same_mask = Augmentation(crop=(64, 64))(sample, random.Random(3))
+    assert torch.equal(mask, same_mask)
+    assert not torch.equal(plain, lit)
+
+
+def test_item_follows_from_seed_and_number_alone() -> None:
+    def items(order: list[int], seed: int = 5) -> dict[int, tuple[Tensor, Tensor]]:
+        data = TrainingSet([drawn_sample(0), drawn_sample(1)], Augmentation((64, 64)), seed=seed, drawn_share=0.3)
+        return {item: data[item] for item in order}
+
+    forwards, backwards, others = items(list(range(8))), items(list(range(8))[::-1]), items(list(range(8)), seed=6)
+    for item, (image, mask) in forwards.items():
+        assert torch.equal(image, backwards[item][0])
+        assert torch.equal(mask, backwards[item][1])
+        assert not torch.equal(image, others[item][0])
+
+
+def test_every_epoch_shows_each_sample_once_in_another_order() -> None:
+    samples = plain_samples(9)
+    data = TrainingSet(samples, Augmentation(crop=(24, 24), brightness=0, contrast=0), seed=1)
+    epochs = [[int(data[9 * epoch + index][0].max()) for index in range(9)] for epoch in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [[10 * index for index in range(9)]] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_share_of_the_items_is_drawn() -> None:
+    unlabelled = [Sample("", torch.zeros(8, 8, 3, dtype=torch.uint8), torch.full((8, 8), IGNORE, dtype=torch.uint8))]
+    drawn = {
+        share: sum(bool((data[item][1] != IGNORE).any()) for item in range(12))
+        for share in (0.0, 0.5, 1.0)
+        for data in [TrainingSet(unlabelled, Augmentation((32, 32)), seed=0, drawn_share=share)]
+    }
+    assert drawn[0.0] == 0
+    assert 2 <= drawn[0.5] <= 10
+    assert drawn[1.0] == 12
+
+
+def test_steps_are_batches_of_consecutive_items() -> None:
+    assert list(Steps(2, 4, 3)) == [[6, 7, 8], [9, 10, 11]]
+    assert len(Steps(2, 4, 3)) == 2
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5])
+def test_steps_go_on_where_they_stopped(stop: int) -> None:
+    assert list(Steps(0, stop, 4)) + list(Steps(stop, 5, 4)) == list(Steps(0, 5, 4))

@@ -1,0 +1,100 @@
+"""Evaluation of a network whose answers are known: it reads the class off the pixel's colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import Segmentor, Trace
+from models.checkpoint import save_segmentor
+from models.heads.fcn import Head
+from models.registry import CAMVID_PREPROCESSING
+from training import evaluate as evaluation
+from training.data import IGNORE, Sample
+from training.evaluate import evaluate, predict, report
+from training.metrics import Scores
+from training.network import new_segmentor
+
+CPU = torch.device("cpu")
+COLOURS = torch.tensor([[220, 30, 30], [30, 220, 30], [30, 30, 220]], dtype=torch.uint8)
+
+
+class PixelBackbone(nn.Module):
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"c4": image}
+
+
+class PixelHead(Head):
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
+        return features["c4"], ()
+
+
+def colour_reader(answers: list[int]) -> Segmentor:
+    """A segmentor that answers `answers[k]` where the pixel has colour k."""
+    colours = (COLOURS - torch.tensor(CAMVID_PREPROCESSING.mean)) / torch.tensor(CAMVID_PREPROCESSING.std)
+    head = PixelHead(3, 3)
+    with torch.no_grad():
+        # Nearest colour: |x - c|^2 without its |x|^2, which all classes share.
+        head.conv_seg.weight[answers] = 2 * colours[:, :, None, None]
+        head.conv_seg.bias = nn.Parameter(-colours.square().sum(1)[torch.tensor(answers).argsort()])
+    return Segmentor(PixelBackbone(), head)
+
+
+def coloured_sample(seed: int, height: int = 360, width: int = 480) -> Sample:
+    """Blocks of random classes in their colours, the first rows unlabelled."""
+    blocks = torch.randint(3, (height // 30, width // 30), generator=torch.Generator().manual_seed(seed))
+    mask = blocks.repeat_interleave(30, 0).repeat_interleave(30, 1).to(torch.uint8)
+    image = COLOURS[mask.long()]
+    mask[:7] = IGNORE
+    return Sample(str(seed), image, mask)
+
+
+def test_perfect_answers_score_a_hundred() -> None:
+    result = evaluate(colour_reader([0, 1, 2]), [coloured_sample(0), coloured_sample(1)], CPU)
+    assert result == Scores(100, 100, (100, 100, 100))
+
+
+def test_swapped_classes_score_nothing_but_the_third() -> None:
+    result = evaluate(colour_reader([1, 0, 2]), [coloured_sample(0)], CPU)
+    assert result.iou == (0, 0, 100)
+    assert result.miou == pytest.approx(100 / 3)
+    assert 0 < result.accuracy < 100
+
+
+def test_answers_come_at_the_image_s_own_size() -> None:
+    sample = coloured_sample(2, 120, 150)
+    ids = predict(colour_reader([0, 1, 2]), sample.image, CPU)
+    assert ids.shape == sample.mask.shape
+    assert (ids == sample.mask)[7:].float().mean() > 0.95
+
+
+def test_evaluation_switches_dropout_off() -> None:
+    segmentor = colour_reader([0, 1, 2]).train()
+    assert evaluate(segmentor, [coloured_sample(0)], CPU).accuracy == 100
+    assert not segmentor.training
+
+
+def test_report_has_a_row_for_each_class_and_the_summary() -> None:
+    text = report(Scores(70, 90.5, (60, 80)), ["sky", "road"])
+    assert [line.split() for line in text.splitlines()] == [
+        ["sky", "60.00"],
+        ["road", "80.00"],
+        ["mIoU", "70.00"],
+        ["accuracy", "90.50"],
+    ]
+
+
+def test_command_prints_the_scores_of_a_checkpoint(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {})
+    monkeypatch.setattr("sys.argv", ["evaluate", str(weights), "--data", str(data_set), "--split", "val"])
+    evaluation.main()
+    printed = capsys.readouterr().out
+    assert "bicyclist" in printed
+    assert "mIoU" in printed
