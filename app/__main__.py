@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
             timeout_graceful_shutdown=int(settings.drain_timeout),
         )
     )
+    # Once it has shut down in order, uvicorn raises the signal that asked for it again, to die of it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: None)
     server.run()
     return 1 if app.state.services.engine.state == "failed" else 0
 

@@ -49,9 +49,15 @@ def _load_sample(root: Path, split: str, name: str, num_classes: int) -> Sample:
 
 
 def class_frequencies(samples: list[Sample], num_classes: int) -> Tensor:
-    """Share of each class in the labelled pixels: [K], sum 1."""
+    """Share of each class in the labelled pixels: [K], sum 1.
+
+    Raises:
+        ValueError: there are none
+    """
     counts = sum(torch.bincount(sample.mask.flatten(), minlength=256) for sample in samples)
     assert isinstance(counts, Tensor)
+    if not counts[:num_classes].any():
+        raise ValueError(f"not one labelled pixel in {len(samples)} masks: no value below {num_classes}")
     return counts[:num_classes] / counts[:num_classes].sum()
 
 

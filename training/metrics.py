@@ -19,8 +19,9 @@ class Scores:
     iou: tuple[float, ...]  # per class; NaN for one that occurs neither in the masks nor in the predictions
 
     def to_json(self) -> str:
-        known = {**asdict(self), "iou": [None if math.isnan(iou) else iou for iou in self.iou]}
-        return json.dumps(known, indent=2)
+        # JSON knows no NaN.
+        known = [None if math.isnan(iou) else iou for iou in self.iou]
+        return json.dumps({**asdict(self), "iou": known}, indent=2, allow_nan=False)
 
 
 def confusion_matrix(mask: Tensor, ids: Tensor, num_classes: int) -> Tensor:

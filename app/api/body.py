@@ -11,7 +11,9 @@ from starlette.types import Message, Receive
 from app.errors import MalformedBody, TooLarge, UnsupportedImage
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "image/gif")
-RAW_TYPES = (*IMAGE_TYPES, "application/octet-stream")
+# What `curl --data-binary` says of a body if it is told nothing; no real form is sent that way with a picture.
+CURL_TYPE = "application/x-www-form-urlencoded"
+RAW_TYPES = (*IMAGE_TYPES, "application/octet-stream", CURL_TYPE)
 FORM_TYPE = "multipart/form-data"
 FIELDS = ("image", "file")
 

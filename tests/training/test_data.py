@@ -92,6 +92,13 @@ def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
         load_split(tmp_path, "train", 11)
 
 
+def test_missing_image_is_refused_by_name(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (4, 3)))
+    (tmp_path / "train.txt").write_text("only\nabsent\n")
+    with pytest.raises(FileNotFoundError, match=r"train\.txt lists 'absent', .*absent\.jpg.*absent\.png"):
+        load_split(tmp_path, "train", 11)
+
+
 def test_class_frequencies_are_shares_of_the_labelled_pixels() -> None:
     image = torch.zeros(2, 2, 3, dtype=torch.uint8)
     masks = torch.tensor([[[0, 0], [2, IGNORE]], [[0, IGNORE], [IGNORE, IGNORE]]], dtype=torch.uint8)

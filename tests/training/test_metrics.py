@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
 from training.data import IGNORE
-from training.metrics import confusion_matrix, scores
+from training.metrics import Scores, confusion_matrix, scores
 
 MASK = torch.tensor([[0, 0, 1], [2, 1, IGNORE]], dtype=torch.uint8)
 IDS = torch.tensor([[0, 1, 1], [2, 1, 0]], dtype=torch.uint8)
@@ -47,3 +48,9 @@ def test_class_that_is_only_predicted_counts_as_zero() -> None:
     result = scores(torch.tensor([[3, 1], [0, 0]]))
     assert result.iou == pytest.approx((75, 0))
     assert result.miou == pytest.approx(37.5)
+
+
+def test_json_has_null_for_a_class_that_never_occurs() -> None:
+    written = Scores(miou=70.5, accuracy=90, iou=(41, math.nan, 100)).to_json()
+    assert json.loads(written) == {"miou": 70.5, "accuracy": 90, "iou": [41, None, 100]}
+    assert "NaN" not in written

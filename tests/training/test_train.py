@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ import torch
 
 from models import load_segmentor
 from models.classes import CAMVID
+from models.heads.ann import ANNHead
 from training import train as training
-from training.data import class_frequencies, load_split
+from training.data import IGNORE, Augmentation, Sample, TrainingSet, class_frequencies, load_split
 from training.network import HeadName
 from training.train import Recipe, Trainer, train
 
 # Four scenes in batches of two: two steps an epoch.
-SHORT = Recipe(epochs=2, batch_size=2, warmup_steps=1, drawn_share=0.25)
+SHORT = Recipe(epochs=2, batch_size=2, crop=64, warmup_steps=1, drawn_share=0.25)
 
 
 def new_trainer(recipe: Recipe, data: Path) -> Trainer:
@@ -28,7 +30,9 @@ def new_trainer(recipe: Recipe, data: Path) -> Trainer:
 def test_loss_falls_and_every_tenth_epoch_is_validated(
     data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(replace(SHORT, head="fcn", epochs=10, batch_size=4, drawn_share=0), data_set, None, tmp_path)
+    # A smaller crop shows each time another part of the scene, whose loss differs by more than ten steps gain.
+    recipe = replace(SHORT, head="fcn", epochs=10, batch_size=4, crop=96, learning_rate=6e-3, drawn_share=0)
+    train(recipe, data_set, None, tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     losses = [float(re.findall(r"loss (\d+\.\d+)", line)[0]) for line in lines]
     assert len(losses) == 10
@@ -51,6 +55,45 @@ def test_interrupted_training_ends_with_the_same_weights(data_set: Path, tmp_pat
     assert any(not torch.allclose(before[key], through[key], rtol=1e-3) for key in through)
     for key, expected in through.items():
         assert torch.allclose(resumed[key], expected, rtol=1e-5, atol=1e-6), key
+
+
+def test_resuming_with_another_recipe_is_refused(data_set: Path, tmp_path: Path) -> None:
+    new_trainer(SHORT, data_set).save(tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt was written with .*'seed': 0.*, not .*'seed': 1"):
+        train(replace(SHORT, seed=1), data_set, None, tmp_path)
+
+
+def test_fewer_samples_than_a_batch_are_refused(data_set: Path) -> None:
+    with pytest.raises(ValueError, match="4 training samples are fewer than one batch of 5"):
+        new_trainer(replace(SHORT, batch_size=5), data_set)
+
+
+def test_recipe_s_crop_is_what_the_network_sees(data_set: Path) -> None:
+    image, mask = new_trainer(replace(SHORT, crop=48), data_set).items[0]
+    assert (image.shape, mask.shape) == ((48, 48, 3), (48, 48))
+
+
+def test_average_moves_a_shared_parameter_once_a_step(data_set: Path) -> None:
+    trainer = new_trainer(replace(SHORT, head="ann", batch_size=4, ema_decay=0.1), data_set)
+    head = trainer.segmentor.decode_head
+    assert isinstance(head, ANNHead)
+    assert head.context.stages[0].query_project is head.context.stages[0].key_project
+    for kept in trainer.averaged.state_dict().values():
+        kept.zero_()
+    trainer.run_epoch()
+    averaged = trainer.averaged.state_dict()
+    for key, new in trainer.segmentor.state_dict().items():
+        if new.is_floating_point():
+            torch.testing.assert_close(averaged[key], 0.9 * new, msg=key)
+
+
+def test_batch_without_a_labelled_pixel_has_no_loss(data_set: Path) -> None:
+    trainer = new_trainer(SHORT, data_set)
+    blank = Sample("", torch.zeros(64, 64, 3, dtype=torch.uint8), torch.full((64, 64), IGNORE, dtype=torch.uint8))
+    trainer.items = TrainingSet([blank] * 4, Augmentation((64, 64)), seed=0)
+    assert trainer.run_epoch() == 0
+    for module in (trainer.segmentor, trainer.auxiliary, trainer.averaged):
+        assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
 @pytest.mark.parametrize("head", ["ccnet", "ann"])
@@ -83,6 +126,7 @@ def test_command_trains_and_scores_both_splits(
     data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--head", "fcn", "--epochs", "1", "--batch-size", "4", "--seed", "7"]
+    monkeypatch.setattr(training, "Recipe", partial(Recipe, crop=64))  # the command has no option for it
     monkeypatch.setattr("sys.argv", ["train", "--data", str(data_set), "--output", str(tmp_path), *arguments])
     training.main()
     assert "mIoU" in capsys.readouterr().out

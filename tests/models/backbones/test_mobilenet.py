@@ -46,8 +46,7 @@ def test_the_finer_network_holds_the_coarser_ones_values(height: int, width: int
     image = torch.randn(1, 3, height, width)
     with torch.no_grad():
         got, want = fine(image)["c4"][..., ::2, ::2], coarse(image)["c4"]
-    assert want.std() > 0
-    torch.testing.assert_close(got, want)
+    assert (got - want).abs().max() <= 1e-4 * want.std()
 
 
 @pytest.mark.parametrize(

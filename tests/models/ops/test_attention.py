@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.ops.attention import dense_attention, dense_attention_reference, pyramid_pool
 
-SCALE = 4**-0.5
+SCALE = 0.3  # not the default of torch's attention, 4**-0.5 here
 CASES = [(7, 5, 11), (1, 9, 3), (9, 1, 4), (1, 1, 1), (17, 13, 110)]
 
 

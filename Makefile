@@ -1,0 +1,34 @@
+# The commands for people and for CI. `make serve` and `make test` each work first on a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install serve test lint format bench
+
+install: .venv/installed
+
+# torch first and pinned: asked for by another package, it could come as a newer build of several GB.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+serve: install
+	$(BIN)/python -m app serve
+
+test: install
+	$(BIN)/python -m pytest --cov
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: install
+	$(BIN)/python -m benchmarks.forward

@@ -1,0 +1,59 @@
+"""Draws the README's picture: a drawn street, its mask, and where one pixel of it looked.
+
+`python -m benchmarks.example` writes benchmarks/results/example.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.api.attention import attention_map, render_heat
+from app.api.record import Record
+from app.api.rendering import render_image
+from app.engine.worker import Segmentation
+from app.imaging import decode, encode_rgb
+from app.timings import Timings
+from models import create_model, get_spec
+from models.ops.upsample import upsample_argmax
+from models.transforms import normalize
+from training.scenes import draw_street
+
+MODEL = "ccnet-mobilenetv2-camvid"
+SEED = 6
+POINT = (300, 186)  # on the cars that are parked on the right
+RESULT = Path(__file__).parent / "results" / "example.png"
+
+
+@torch.inference_mode()
+def segment(image: NDArray[np.uint8]) -> Record:
+    spec, segmentor = get_spec(MODEL), create_model(MODEL)
+    output = segmentor(normalize(torch.from_numpy(image).unsqueeze(0), spec.preprocessing))
+    size = image.shape[0], image.shape[1]
+    ids, confidence = upsample_argmax(output.logits[0], size, size, align_corners=segmentor.align_corners)
+    traces = tuple(trace.of_image(0) for trace in output.traces)
+    return Record("example", spec, encode_rgb(image), Segmentation(ids.numpy(), confidence.numpy(), traces, Timings()))
+
+
+def main() -> None:
+    image, _ = draw_street(SEED)
+    record = segment(image)
+    pictures = [
+        render_image(record, "overlay", "image/png", 0.6),
+        *(
+            render_heat(record, attention_map(record, POINT, "cca", step, "all"), 99, "inferno", 0.6, "PNG")
+            for step in ("1", "composed")
+        ),
+    ]
+    panels = [image, *(decode(picture, image.size) for picture in pictures)]
+    rows = [np.concatenate(pair, axis=1) for pair in (panels[:2], panels[2:])]
+    RESULT.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(RESULT, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The texts at the root are kept in step with the code, and the README's commands are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import __version__
+from app.api.errors import STATUS
+from app.main import create_app
+from app.metrics import Metrics
+from app.settings import Settings
+from models import list_models
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+# Answered by the HTTP side alone, without an error class of their own.
+HTTP_PROBLEMS = {"unknown-route": 404, "method-not-allowed": 405, "invalid-parameter": 422, "internal-error": 500}
+
+
+def table(heading: str) -> list[list[str]]:
+    """Rows of the first table under a heading, cells without their backticks."""
+    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.search(r"\|(?: ---? \|| --- \|)+\n((?:\|.*\n)+)", section)
+    assert rows is not None, f"no table under {heading}"
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows.group(1).splitlines()]
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    fields = Settings.model_fields.items()
+    assert table("Settings") == [
+        [f"SEGLENS_{name.upper()}", f"{field.default}", field.description] for name, field in fields
+    ]
+
+
+def test_every_endpoint_is_in_the_readme() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    endpoints = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert {row[0] for row in table("Endpoints")} == endpoints | {"GET /", "GET /docs"}
+
+
+def test_every_error_is_in_the_readme() -> None:
+    codes = {error.code: status for error, status in STATUS.items()} | HTTP_PROBLEMS
+    assert {row[0]: int(row[1]) for row in table("Errors")} == codes
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    documented = {row[0]: row[1].split(", ") if row[1] else [] for row in table("Metrics")}
+    registered = {}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "describe"):
+            (family,) = metric.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            registered[name] = list(metric._labelnames)
+    assert documented == registered
+
+
+def test_every_model_is_in_the_readme() -> None:
+    rows = {row[0]: row for row in table("Models")}
+    assert rows.keys() == {spec.name for spec in list_models()}
+    for spec in list_models():
+        assert rows[spec.name][4] == f"{spec.miou:.1f}"
+        assert rows[spec.name][6] == spec.licence
+
+
+def test_every_link_to_a_file_of_ours_leads_there() -> None:
+    for text in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
+            assert (ROOT / target).exists(), f"{text.name} links to {target}"
+
+
+def test_newest_version_in_the_changelog_is_ours() -> None:
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest.group(1) == __version__
+
+
+def test_the_readmes_make_commands_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make (\w+)", README)) <= targets
+    assert set(re.findall(r"^\| `make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)) <= targets
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """host:port of a real server process."""
+    port = "18765"
+    environment = {**os.environ, "SEGLENS_PORT": port, "SEGLENS_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
+    try:
+        transport = httpx.HTTPTransport(retries=20)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
+            while client.get("/readyz").status_code != 200:
+                assert process.poll() is None
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_readmes_examples_run(server: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "app/web/sample.jpg", tmp_path / "street.jpg")
+    examples = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    assert examples.count("curl -s") >= 10
+    script = examples.replace("curl -s", "curl -sSf").replace("localhost:8000", server)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, check=True, timeout=60)
+    written = {path.name: path.read_bytes()[:4] for path in tmp_path.iterdir()}
+    for name in ("overlay.png", "mask.png", "palette.png", "looked-at.png"):
+        assert written[name] == b"\x89PNG"
+    assert written["overlay.webp"] == b"RIFF"
+    assert written["weights.npy"] == b"\x93NUM"
