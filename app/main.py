@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from fastapi_swagger import patch_fastapi
 
 from app import __version__
 from app.api import errors
@@ -32,7 +33,17 @@ DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps a
 
 def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI application. Models load in the background once it starts."""
-    app = FastAPI(title="SegLens", version=__version__, description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPI(
+        title="SegLens",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
+    patch_fastapi(app, redirect_from_root_to_docs=False)
     series = Metrics()
     series.build(__version__, torch.__version__)
     policy = Policy(

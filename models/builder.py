@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.backbones.mobilenet import STEM_CHANNELS, MobileNetV2
+from models.backbones.mobilenet import LAST_BLOCKS, WIDTHS, MobileNetV2, stage_channels
 from models.backbones.resnet import BLOCKS, ResNet
 from models.errors import CheckpointError
 from models.folding import fold_batch_norm
@@ -57,7 +57,10 @@ def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
             planes=_out(shapes, "backbone.layer1.0.conv1"),
         )
     if "backbone.layer1.0.depthwise.conv.weight" in shapes:
-        width = _out(shapes, "backbone.stem.conv") / STEM_CHANNELS
+        channels = tuple(_out(shapes, f"backbone.{block}.project.conv") for block in LAST_BLOCKS)
+        width = next((width for width in WIDTHS if stage_channels(width) == channels), None)
+        if width is None:
+            raise CheckpointError(f"a MobileNetV2 with stages of {channels} channels; we know the widths {WIDTHS}")
         return MobileNetV2(width=width, output_stride=options.output_stride)
     raise CheckpointError("the backbone is neither a ResNetV1c nor our MobileNetV2")
 
@@ -121,6 +124,9 @@ def _in(shapes: Shapes, module: str) -> int:
 
 def _shape(shapes: Shapes, module: str) -> torch.Size:
     try:
-        return shapes[f"{module}.weight"]
+        shape = shapes[f"{module}.weight"]
     except KeyError:
-        raise CheckpointError(f"no tensor {module}.weight: not a CCNet, ANN, Non-local or plain FCN head") from None
+        raise CheckpointError(f"no tensor {module}.weight: not an architecture that we know") from None
+    if len(shape) != 4 or 0 in shape:
+        raise CheckpointError(f"{module}.weight is {list(shape)}, which is no convolution")
+    return shape

@@ -41,14 +41,20 @@ def load_segmentor(path: str | Path) -> Segmentor:
             or misshapen; the message names them
     """
     checkpoint = read_checkpoint(path)
-    state = checkpoint.state_dict
-    segmentor = build_segmentor({key: tensor.shape for key, tensor in state.items()}, _options(checkpoint.metadata))
-    load_strictly(segmentor, state)
+    shapes = {key: tensor.shape for key, tensor in checkpoint.state_dict.items()}
+    # Built without memory first: shapes that don't belong together shall fail, not allocate.
+    with torch.device("meta"):
+        segmentor = build_segmentor(shapes, _options(checkpoint.metadata))
+    load_strictly(segmentor, checkpoint.state_dict)
     return segmentor
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file without ever unpickling code, and bring its keys to our names."""
+    """Read a file without ever unpickling code, and bring its keys to our names.
+
+    Raises:
+        CheckpointError: not readable, or not made of finite floating-point tensors alone
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -59,30 +65,36 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         for key, tensor in checkpoint.state_dict.items()
         if not key.removeprefix("module.").startswith(IGNORED_PREFIX) and not key.endswith(IGNORED_SUFFIX)
     }
+    for key, tensor in state.items():
+        _check(path, key, tensor)
     for key in [key for key in state if key.startswith(ALIASED)]:
         state.setdefault(ALIAS + key.removeprefix(ALIASED), state[key])
     return Checkpoint(state, checkpoint.metadata)
 
 
 def load_strictly(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into a segmentor, or say by name what does not fit.
+    """Give a segmentor, which may be on the meta device, the weights of a state dict, or say what does not fit.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape
     """
-    wanted = {key: tensor for key, tensor in segmentor.state_dict().items() if not key.endswith(IGNORED_SUFFIX)}
+    wanted = {key: tensor.shape for key, tensor in segmentor.state_dict().items() if not key.endswith(IGNORED_SUFFIX)}
     problems = [f"missing {key}" for key in wanted if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in wanted]
     problems += [
-        f"{key} is {list(state[key].shape)}, not {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in state and state[key].shape != tensor.shape
+        f"{key} is {list(state[key].shape)}, not {list(shape)}"
+        for key, shape in wanted.items()
+        if key in state and state[key].shape != shape
     ]
     if problems:
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
+    segmentor.to_empty(device="cpu")
     with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(state[key])
+        for key, tensor in segmentor.state_dict().items():
+            if key in state:
+                tensor.copy_(state[key])
+            else:
+                tensor.zero_()  # the counters that no one reads
 
 
 def save_segmentor(
@@ -103,11 +115,24 @@ def save_segmentor(
 
 def _options(metadata: Mapping[str, str]) -> Options:
     defaults = Options()
-    return Options(
-        recurrence=int(metadata.get("recurrence", defaults.recurrence)),
-        output_stride=int(metadata.get("output_stride", defaults.output_stride)),
-        align_corners=metadata.get("align_corners", "false") == "true",
-    )
+    recurrence = metadata.get("recurrence", str(defaults.recurrence))
+    stride = metadata.get("output_stride", str(defaults.output_stride))
+    align_corners = metadata.get("align_corners", str(defaults.align_corners)).lower()
+    for name, value, allowed in (
+        ("recurrence", recurrence, ("1", "2", "3")),
+        ("output_stride", stride, ("8", "16")),
+        ("align_corners", align_corners, ("true", "false")),
+    ):
+        if value not in allowed:
+            raise CheckpointError(f"the file's header says {name} is {value!r}; we know {', '.join(allowed)}")
+    return Options(int(recurrence), int(stride), align_corners == "true")
+
+
+def _check(path: Path, key: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+        raise CheckpointError(f"{path}: {key} is a {tensor.layout} {tensor.dtype} tensor, not plain floating point")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{path}: {key} holds NaN or infinite weights")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -119,6 +144,10 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_torch(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the pickle of before torch 1.6
+        raise CheckpointError(f"{path}: not a torch checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as exc:
@@ -126,9 +155,12 @@ def _read_torch(path: Path) -> Checkpoint:
             f"{path}: holds more than tensors, and loading it would run its code; "
             "save its state_dict alone where you trust it"
         ) from exc
-    except (RuntimeError, EOFError, OSError) as exc:
-        raise CheckpointError(f"{path}: not a torch checkpoint, or a truncated one") from exc
+    # A damaged file makes torch's parsers raise almost anything.
+    except Exception as exc:
+        raise CheckpointError(f"{path}: a damaged or truncated torch checkpoint ({type(exc).__name__})") from exc
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: holds no state dict")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
     return Checkpoint(state, {})

@@ -80,6 +80,8 @@ def create_model(name: str) -> Segmentor:
         CheckpointError: the weights are missing or not the ones that were published
     """
     spec = get_spec(name)
+    if not spec.weights.is_file():
+        raise CheckpointError(f"{spec.weights}: the weights of {name} are missing")
     digest = sha256(spec.weights.read_bytes()).hexdigest()
     if digest != spec.sha256:
         raise CheckpointError(f"{spec.weights}: sha256 is {digest}, not {spec.sha256}: a damaged or changed file")

@@ -166,6 +166,7 @@ class Engine:
             await loop.run_in_executor(self._device_thread, self._worker.load, spec)
             self._metrics.model(spec.name, spec.dataset, len(spec.classes.names), self.device)
         self.state = "ready"
+        log.info("ready: %s on %s", ", ".join(self.specs), self.device)
         while True:
             batch = self._scheduler.next_batch(loop.time())
             if batch is None:

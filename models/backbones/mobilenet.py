@@ -13,6 +13,10 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 
+# Multipliers with published weights, and the block that ends each stage.
+WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.1, 1.3, 1.4)
+LAST_BLOCKS = ("layer1.2", "layer2.2", "layer3.6", "layer4.3")
+
 
 class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int, dilation: int) -> None:
@@ -61,6 +65,11 @@ class MobileNetV2(nn.Module):
         c2 = self.layer2(c1)
         c3 = self.layer3(c2)
         return {"c1": c1, "c2": c2, "c3": c3, "c4": self.layer4(c3)}
+
+
+def stage_channels(width: float) -> tuple[int, ...]:
+    """Channels of `c1` to `c4` at a width."""
+    return tuple(_scaled(groups[-1][1], width) for groups in STAGES)
 
 
 def _geometry(stride: int, step: int, output_stride: int) -> tuple[int, int, int]:

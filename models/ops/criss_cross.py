@@ -54,9 +54,18 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         column = (column - highest.transpose(1, 2).unsqueeze(-1)).exp()
         normaliser = row.sum(-1) + column.sum(-1).transpose(1, 2)
 
-        context = row.to(value.dtype) @ _by_rows(value)
-        context = context + (column.to(value.dtype) @ _by_columns(value)).transpose(1, 2)
-        return (context / normaliser.unsqueeze(-1).to(value.dtype)).permute(0, 3, 1, 2)
+        if value.dtype == exact:  # fewer divisions: V channels a position instead of H + W weights
+            context = _aggregate(row, column, value) / normaliser.unsqueeze(-1)
+        else:  # the sum of H + W unnormalised values may be beyond float16
+            row = row / normaliser.unsqueeze(-1)
+            column = column / normaliser.transpose(1, 2).unsqueeze(-1)
+            context = _aggregate(row.to(value.dtype), column.to(value.dtype), value)
+        return context.permute(0, 3, 1, 2)
+
+
+def _aggregate(row: Tensor, column: Tensor, value: Tensor) -> Tensor:
+    """Weights [B, H, W, W] and [B, W, H, H] times the values [B, V, H, W]: [B, H, W, V]."""
+    return row @ _by_rows(value) + (column @ _by_columns(value)).transpose(1, 2)
 
 
 def _by_rows(x: Tensor) -> Tensor:

@@ -1,0 +1,246 @@
+"""/attention/{id}: the weights of every block, in every format."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.api.dependencies import Services
+from app.api.record import Record
+from models import Trace
+
+POINTS = [(0, 0), (239, 0), (0, 179), (239, 179), (120, 90), (77, 13)]
+GRID = (12, 16)
+Decoded = Callable[[bytes], np.ndarray[Any, Any]]
+
+
+@pytest.fixture
+def path(posted: dict[str, Any]) -> str:
+    return f"/attention/{posted['id']}"
+
+
+@pytest.fixture
+def path_of(
+    services: Services,
+    make_record: Callable[..., Record],
+    pyramid_traces: tuple[Trace, ...],
+    dense_trace: Trace,
+) -> dict[str, str]:
+    """Where the results of an ANN and a Non-local are found by block, each of an image of 32 x 24."""
+    for name, traces in (("ann", pyramid_traces), ("nl", (dense_trace,))):
+        services.results.put(name, make_record(np.zeros((24, 32), np.uint8), *traces))
+    return {"afnb": "/attention/ann", "apnb": "/attention/ann", "nl": "/attention/nl"}
+
+
+async def weights_of(client: httpx.AsyncClient, path: str, **params: Any) -> tuple[dict[str, Any], np.ndarray]:
+    reply = await client.get(path, params={"format": "json", **params})
+    assert reply.status_code == 200, reply.text
+    body: dict[str, Any] = reply.json()
+    weights = np.array(body["weights"])
+    assert weights.shape == (body["grid"]["height"], body["grid"]["width"])
+    return body, weights
+
+
+async def test_info(client: httpx.AsyncClient, path: str, posted: dict[str, Any]) -> None:
+    info = (await client.get(f"{path}/info")).json()
+    (block,) = info.pop("blocks")
+    grid = block.pop("grid")
+    assert info == {"id": posted["id"], "model": posted["model"], "image": {"width": 240, "height": 180}}
+    assert block == {"block": "cca", "steps": ["1", "2", "composed"], "levels": []}
+    assert grid["width"] > grid["height"] > 1
+
+
+@pytest.mark.parametrize("step", ["1", "2"])
+@pytest.mark.parametrize(("x", "y"), POINTS)
+async def test_one_pass_looks_at_the_cross(client: httpx.AsyncClient, path: str, x: int, y: int, step: str) -> None:
+    body, weights = await weights_of(client, path, x=x, y=y, step=step)
+    (height, width), (row, column) = weights.shape, body["cell"].values()
+    assert (row, column) == (int((y + 0.5) * height / 180), int((x + 0.5) * width / 240))
+    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    assert np.count_nonzero(weights[row]) + np.count_nonzero(weights[:, column]) == height + width
+    weights[row] = weights[:, column] = 0
+    assert not weights.any()
+    assert body["on_cross"] == pytest.approx(1, abs=1e-4)
+    assert (body["block"], body["step"]) == ("cca", step)
+
+
+@pytest.mark.parametrize(("x", "y"), POINTS)
+async def test_both_passes_look_everywhere(client: httpx.AsyncClient, path: str, x: int, y: int) -> None:
+    body, weights = await weights_of(client, path, x=x, y=y, step="composed")
+    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    # A weight may be too small for a float32 to hold.
+    assert np.count_nonzero(weights) > 0.9 * weights.size
+    assert body == (await weights_of(client, path, x=x, y=y))[0], "composed is the default"
+
+
+async def test_json_agrees_with_itself(client: httpx.AsyncClient, path: str) -> None:
+    body, weights = await weights_of(client, path, x=50, y=60)
+    assert body["sum"] == pytest.approx(weights.sum(), abs=1e-5)
+    assert body["max"] == weights.max() == body["top"][0]["weight"]
+    positive = weights[weights > 0]
+    assert body["entropy"] == pytest.approx(-(positive * np.log2(positive)).sum(), rel=1e-4)
+    heaviest = [cell["weight"] for cell in body["top"]]
+    assert heaviest == sorted(weights.ravel())[: -len(heaviest) - 1 : -1]
+    assert all(weights[cell["row"], cell["column"]] == cell["weight"] for cell in body["top"])
+    assert "anchors" not in body
+    assert "levels" not in body
+
+
+async def test_npy_is_the_weights(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.get(path, params={"x": 5, "y": 6, "format": "npy"})
+    _, weights = await weights_of(client, path, x=5, y=6)
+    array = np.load(io.BytesIO(reply.content), allow_pickle=False)
+    assert (array.dtype, reply.headers["content-type"]) == (np.float32, "application/x-npy")
+    assert np.array_equal(array, weights.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("params", "accept", "media_type"),
+    [
+        ({}, "*/*", "image/png"),
+        ({}, "image/jpeg", "image/jpeg"),
+        ({"format": "overlay"}, "image/webp", "image/webp"),
+        ({"format": "overlay"}, "application/json", "image/png"),
+        ({"format": "png"}, "image/jpeg", "image/png"),
+        ({"format": "png", "colormap": "viridis", "clip": "100"}, "*/*", "image/png"),
+        ({"alpha": "0"}, "*/*", "image/png"),
+    ],
+)
+async def test_pictures_have_the_images_size(
+    client: httpx.AsyncClient, path: str, decoded: Decoded, params: dict[str, str], accept: str, media_type: str
+) -> None:
+    reply = await client.get(path, params={"x": 100, "y": 100, **params}, headers={"accept": accept})
+    assert (reply.headers["content-type"], reply.headers["vary"]) == (media_type, "Accept")
+    assert decoded(reply.content).shape == (180, 240, 3)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-npy"])
+async def test_accept_asks_for_numbers(client: httpx.AsyncClient, path: str, accept: str) -> None:
+    reply = await client.get(path, params={"x": 1, "y": 1}, headers={"accept": accept})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, accept)
+
+
+async def test_without_colours_the_overlay_is_the_image_and_a_ring(
+    client: httpx.AsyncClient, path: str, street: bytes, decoded: Decoded
+) -> None:
+    reply = await client.get(path, params={"x": 20, "y": 20, "alpha": "0"})
+    difference = (decoded(reply.content) != decoded(street)).any(2)
+    assert 0 < difference.sum() < 200
+    assert not difference[40:, 40:].any()
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"block": "apnb"}, ["apnb", "cca"]),
+        ({"block": "lstm"}, ["block"]),
+        ({"step": "3"}, ["step"]),
+        ({"level": "2"}, ["level"]),
+        ({"level": "8"}, ["level"]),
+        ({"clip": "0"}, ["clip"]),
+        ({"alpha": "1.1"}, ["alpha"]),
+        ({"colormap": "jet"}, ["colormap"]),
+        ({"format": "tiff"}, ["format"]),
+        ({"x": "left"}, ["x"]),
+        ({"z": "1"}, ["z"]),
+    ],
+)
+async def test_wrong_parameters(
+    client: httpx.AsyncClient,
+    path: str,
+    assert_problem: Callable[..., None],
+    params: dict[str, str],
+    words: list[str],
+) -> None:
+    reply = await client.get(path, params={"x": "1", "y": "1", **params})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert all(word in reply.json()["detail"] for word in words)
+
+
+async def test_a_point_is_needed(client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None]) -> None:
+    reply = await client.get(path)
+    assert_problem(reply, 422, "invalid-parameter")
+    assert reply.json()["detail"] == "x: Field required; y: Field required"
+
+
+@pytest.mark.parametrize(("point", "limit"), [((240, 0), 239), ((0, 180), 179), ((-1, 0), 239), ((0, -7), 179)])
+async def test_points_outside(
+    client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None], point: tuple[int, int], limit: int
+) -> None:
+    x, y = point
+    reply = await client.get(path, params={"x": x, "y": y})
+    assert_problem(reply, 422, "invalid-parameter", limit=limit, actual=x or y)
+
+
+@pytest.mark.parametrize("suffix", ["", "/info"])
+async def test_unknown_result(client: httpx.AsyncClient, assert_problem: Callable[..., None], suffix: str) -> None:
+    reply = await client.get(f"/attention/unknown{suffix}", params={"x": 0, "y": 0})
+    assert_problem(reply, 404, "result-expired")
+
+
+@pytest.mark.parametrize("block", ["afnb", "apnb"])
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (31, 23), (10, 17)])
+async def test_pyramid(client: httpx.AsyncClient, path_of: dict[str, str], block: str, x: int, y: int) -> None:
+    body, weights = await weights_of(client, path_of[block], x=x, y=y, block=block)
+    anchors = {scale: np.array(values) for scale, values in body["anchors"].items()}
+    assert {scale: values.size for scale, values in anchors.items()} == {"1": 1, "3": 9, "6": 36, "8": 64}
+    assert sum(values.sum() for values in anchors.values()) == pytest.approx(1, abs=1e-5)
+    assert body["levels"] == pytest.approx({scale: values.sum() for scale, values in anchors.items()}, abs=1e-6)
+    assert weights.shape == GRID
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    assert (body["block"], body["level"], body.get("step")) == (block, "all", None)
+
+
+async def test_levels_of_a_pyramid_add_up(client: httpx.AsyncClient, path_of: dict[str, str]) -> None:
+    path = path_of["apnb"]
+    body, whole = await weights_of(client, path, x=3, y=4)
+    assert body["block"] == "apnb", "the last block is the default"
+    parts = []
+    for level, share in body["levels"].items():
+        shown, weights = await weights_of(client, path, x=3, y=4, level=level)
+        assert weights.sum() == pytest.approx(share, abs=1e-5)
+        assert shown["level"] == level
+        parts.append(weights)
+    np.testing.assert_allclose(sum(parts), whole, atol=1e-6)
+
+
+async def test_pyramid_info(client: httpx.AsyncClient, path_of: dict[str, str]) -> None:
+    blocks = (await client.get(f"{path_of['apnb']}/info")).json()["blocks"]
+    expected = {"steps": [], "levels": ["all", "1", "3", "6", "8"], "grid": {"width": 16, "height": 12}}
+    assert blocks == [{"block": "afnb", **expected}, {"block": "apnb", **expected}]
+
+
+async def test_non_local(client: httpx.AsyncClient, path_of: dict[str, str]) -> None:
+    path = path_of["nl"]
+    body, weights = await weights_of(client, path, x=31, y=0)
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    assert (weights > 0).all()
+    assert (body["block"], body["cell"]) == ("nl", {"row": 0, "column": 15})
+    (block,) = (await client.get(f"{path}/info")).json()["blocks"]
+    assert (block["steps"], block["levels"]) == ([], [])
+
+
+@pytest.mark.parametrize("block", ["afnb", "nl"])
+@pytest.mark.parametrize("step", ["1", "2", "composed"])
+async def test_a_block_that_runs_once_has_no_steps(
+    client: httpx.AsyncClient,
+    path_of: dict[str, str],
+    assert_problem: Callable[..., None],
+    block: str,
+    step: str,
+) -> None:
+    reply = await client.get(path_of[block], params={"x": 0, "y": 0, "block": block, "step": step})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert "step" in reply.json()["detail"]
+
+
+async def test_non_local_has_no_levels(
+    client: httpx.AsyncClient, path_of: dict[str, str], assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.get(path_of["nl"], params={"x": 0, "y": 0, "level": "8"})
+    assert_problem(reply, 422, "invalid-parameter")

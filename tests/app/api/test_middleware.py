@@ -1,0 +1,96 @@
+"""What every request passes through: ids, counts, and the last resort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.responses import StreamingResponse
+
+from app.api.middleware import RequestMiddleware
+from app.metrics import Metrics
+
+
+@pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 64])
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/results/none"])
+async def test_a_valid_id_comes_back(client: httpx.AsyncClient, given: str, path: str) -> None:
+    reply = await client.get(path, headers={"x-request-id": given})
+    assert reply.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", [None, "", "x" * 65, "two words", "a/b", '"', "ü", "a\tb", "a;b"])
+async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str | None) -> None:
+    headers = {} if given is None else {"x-request-id": given.encode("latin-1")}
+    ids = {(await client.get("/health", headers=headers)).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(len(found) == 32 and found.isalnum() for found in ids)
+
+
+@pytest.fixture
+async def broken(serve: Callable[..., AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
+    """An app of which two routes have bugs: one before it answers, one midway."""
+    async with serve(start=False) as served:
+
+        @served.app.get("/broken/{name}", include_in_schema=False)
+        async def raises(name: str) -> None:
+            raise RuntimeError("secret words")
+
+        @served.app.get("/midway", include_in_schema=False)
+        async def midway() -> StreamingResponse:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"half"
+                raise RuntimeError("secret words")
+
+            return StreamingResponse(chunks())
+
+        yield served
+
+
+async def test_a_bug_is_answered_without_its_traceback(
+    broken: Any, assert_problem: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = await broken.client.get("/broken/some-name", headers={"x-request-id": "mine"})
+    assert_problem(reply, 500, "internal-error")
+    assert reply.json()["instance"] == "mine"
+    assert "secret" not in reply.text
+    assert "secret words" in caplog.text
+    assert "mine: unexpected error" in caplog.text
+    labels = {"method": "GET", "route": "/broken/{name}"}
+    value = broken.services.metrics.registry.get_sample_value
+    assert value("seglens_http_requests_total", {**labels, "status": "500"}) == 1
+    assert value("seglens_http_request_duration_seconds_count", labels) == 1
+
+
+async def test_a_bug_midway_is_left_to_the_server(broken: Any) -> None:
+    """The status is out: only breaking the connection tells the client."""
+    with pytest.raises(RuntimeError, match="secret"):
+        await broken.client.get("/midway")
+
+
+async def test_a_request_is_logged_in_one_line(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        await client.get("/health?secret=1", headers={"x-request-id": "mine"})
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "app.api.middleware"]
+    assert line.startswith("mine GET /health 200 ")
+    assert "secret" not in line
+
+
+async def test_other_protocols_pass() -> None:
+    passed: list[object] = []
+
+    async def inner(*arguments: object) -> None:
+        passed.extend(arguments)
+
+    async def receive() -> dict[str, Any]:
+        return await asyncio.Event().wait() or {}
+
+    async def send(message: object) -> None: ...
+
+    scope = {"type": "lifespan"}
+    await RequestMiddleware(inner, Metrics())(scope, receive, send)
+    assert passed == [scope, receive, send]

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from app.engine.timing import CudaClock, ModuleTimer
+from models import Segmentor
+
+NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "reduction", "cca_1", "cca_2", "convb", "bottleneck"]
+CPU = torch.device("cpu")
+
+
+class StepClock:
+    """A second passes between any two marks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def mark(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+@pytest.fixture
+def timer(segmentor: Segmentor) -> ModuleTimer:
+    return ModuleTimer(segmentor, CPU)
+
+
+def forward(segmentor: Segmentor, size: tuple[int, int] = (32, 48)) -> Any:
+    with torch.inference_mode():
+        return segmentor(torch.randn(1, 3, *size))
+
+
+def test_every_module_and_each_call_of_the_recurrent_one_has_its_name(timer: ModuleTimer, segmentor: Segmentor) -> None:
+    forward(segmentor)
+    seconds = timer.collect()
+    assert sorted(seconds) == sorted([*NAMES, "classifier"])
+    assert all(duration > 0 for duration in seconds.values())
+
+
+def test_each_call_is_one_span(timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "_clock", StepClock())
+    forward(segmentor)
+    assert set(timer.collect().values()) == {1.0}
+    forward(segmentor)
+    forward(segmentor)
+    assert set(timer.collect().values()) == {2.0}, "names begin anew with each pass"
+
+
+def test_collect_starts_anew(timer: ModuleTimer, segmentor: Segmentor) -> None:
+    assert timer.collect() == {}
+    forward(segmentor)
+    timer.collect()
+    assert timer.collect() == {}
+
+
+def test_a_span_times_what_is_no_module(timer: ModuleTimer) -> None:
+    with timer.span("upsample_argmax"):
+        sum(range(10_000))
+    with timer.span("upsample_argmax"):
+        sum(range(10_000))
+    seconds = timer.collect()
+    assert list(seconds) == ["upsample_argmax"]
+    assert seconds["upsample_argmax"] > 0
+
+
+@pytest.mark.parametrize("name", ["layer3", "value_conv"])
+def test_a_failed_pass_leaves_nothing_behind(
+    timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(timer, "_clock", StepClock())
+    broken = next(module for path, module in segmentor.named_modules() if path.endswith(name))
+
+    def fail(module: nn.Module, inputs: object) -> None:
+        raise RuntimeError("broken")
+
+    hook = broken.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        forward(segmentor)
+    hook.remove()
+    timer.reset()
+    assert timer.collect() == {}
+    forward(segmentor)
+    assert timer.collect() == dict.fromkeys([*NAMES, "classifier"], 1.0)
+
+
+def test_the_modules_together_take_about_as_long_as_the_pass(timer: ModuleTimer, segmentor: Segmentor) -> None:
+    forward(segmentor, (320, 480))
+    timer.reset()
+    started = time.perf_counter()
+    forward(segmentor, (320, 480))
+    elapsed = time.perf_counter() - started
+    assert 0.5 * elapsed <= sum(timer.collect().values()) <= elapsed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_cuda_clock_measures_the_device(segmentor: Segmentor) -> None:
+    device = torch.device("cuda")
+    segmentor.to(device)
+    timer = ModuleTimer(segmentor, device)
+    batch = torch.randn(1, 3, 320, 480, device=device)
+    with torch.inference_mode():
+        for _ in range(3):
+            segmentor(batch)
+        torch.cuda.synchronize()
+        timer.reset()
+        started = time.perf_counter()
+        segmentor(batch)
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - started
+    seconds = timer.collect()
+    assert sorted(seconds) == sorted([*NAMES, "classifier"])
+    assert 0 < sum(seconds.values()) <= elapsed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_events_are_used_again() -> None:
+    clock = CudaClock()
+    start, end = clock.mark(), clock.mark()
+    torch.cuda.synchronize()
+    assert clock.seconds(start, end) >= 0
+    assert {clock.mark(), clock.mark()} == {start, end}

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from app.engine.worker import Image, Outcome, Segmentation, Worker
+from app.errors import InferenceFailed, OutOfMemory
+from app.metrics import Metrics
+from models import ModelSpec, Segmentor
+from models.inference import segment_image
+from models.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+INPUT = (32, 48)
+ORIGINALS = ((32, 48), (64, 96), (31, 47), (100, 150), (8, 12), (32, 48), (40, 60), (33, 50))
+POISON = 255  # no other pixel of these images is as bright
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def worker(metrics: Metrics, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
+    worker = Worker("cpu", 0, metrics)
+    worker.load(spec)
+    return worker
+
+
+def pictures(count: int = 8, *, traces: Sequence[int] = (), poisoned: Sequence[int] = ()) -> list[Image]:
+    generator = torch.Generator().manual_seed(1)
+    images = []
+    for index in range(count):
+        # Coarse patches: ids then differ from one picture to the next.
+        patches = torch.randint(0, 250, (1, 3, 4, 6), generator=generator).float()
+        pixels = nn.functional.interpolate(patches, INPUT)[0].permute(1, 2, 0).to(torch.uint8).contiguous()
+        if index in poisoned:
+            pixels[0, 0] = POISON
+        images.append(Image(pixels, ORIGINALS[index], index in traces))
+    return images
+
+
+def succeeded(outcomes: Sequence[Outcome]) -> list[Segmentation]:
+    results = [outcome for outcome in outcomes if isinstance(outcome, Segmentation)]
+    assert len(results) == len(outcomes)
+    return results
+
+
+def agreement(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    assert one.shape == other.shape
+    return float((one == other).mean())
+
+
+def on_every_pass(segmentor: Segmentor, check: Callable[[Tensor], None]) -> None:
+    segmentor.register_forward_pre_hook(lambda module, inputs: check(inputs[0]))
+
+
+def raise_on_poison(batch: Tensor) -> None:
+    # 254 in blue, the channel that normalisation leaves brightest.
+    if batch.max() > (POISON - 1 - IMAGENET_MEAN[2]) / IMAGENET_STD[2]:
+        raise RuntimeError("poisoned")
+
+
+def fits(limit: int, sizes: list[int]) -> Callable[[Tensor], None]:
+    """A device with memory for so many images at a time; notes what it was asked for."""
+
+    def check(batch: Tensor) -> None:
+        sizes.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return check
+
+
+def oom(metrics: Metrics, action: str) -> float:
+    return metrics.registry.get_sample_value("seglens_oom_total", {"model": "tiny", "action": action}) or 0.0
+
+
+# --- results
+
+
+def test_a_batch_gives_what_its_images_give_alone(worker: Worker) -> None:
+    images = pictures()
+    together = succeeded(worker.run("tiny", images))
+    alone = [succeeded(worker.run("tiny", [image]))[0] for image in images]
+    for index, (one, other) in enumerate(zip(together, alone, strict=True)):
+        # Sums in another order may tip the scales where two classes are even.
+        assert agreement(one.mask, other.mask) > 0.999
+        assert np.abs(one.confidence.astype(int) - other.confidence).max() <= 2
+        assert one.mask.shape == one.confidence.shape == ORIGINALS[index]
+    # The test would see results in the wrong order: no two pictures of one size look alike.
+    assert agreement(together[0].mask, together[5].mask) < 0.9
+
+
+def test_masks_are_those_of_the_model_without_a_server(worker: Worker, segmentor: Segmentor, spec: ModelSpec) -> None:
+    image = pictures(1)[0]
+    ids, confidence = segment_image(segmentor, image.pixels, spec.preprocessing)
+    result = succeeded(worker.run("tiny", [image]))[0]
+    assert (result.mask.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
+    assert agreement(result.mask, ids.numpy()) > 0.999
+    assert np.abs(result.confidence.astype(int) - confidence.numpy()).max() <= 2
+    assert len(np.unique(result.mask)) > 1
+
+
+def test_two_models_are_told_apart(worker: Worker, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Constant(Segmentor):
+        def forward(self, image: Tensor) -> Any:
+            output = super().forward(image)
+            output.logits[:, 3] = 1e6
+            return output
+
+    def build(name: str) -> Segmentor:
+        parts = worker._models["tiny"].segmentor
+        return Constant(parts.backbone, parts.decode_head).eval()
+
+    monkeypatch.setattr("app.engine.worker.create_model", build)
+    worker.load(replace(spec, name="constant"))
+    assert (succeeded(worker.run("constant", pictures(1)))[0].mask == 3).all()
+    assert not (succeeded(worker.run("tiny", pictures(1)))[0].mask == 3).all()
+
+
+# --- traces
+
+
+def test_traces_only_where_they_are_wanted(worker: Worker) -> None:
+    results = succeeded(worker.run("tiny", pictures(4, traces=[1, 3])))
+    assert [len(result.traces) for result in results] == [0, 2, 0, 2]
+    assert [(trace.block, trace.step) for trace in results[1].traces] == [("cca", 1), ("cca", 2)]
+    assert results[1].nbytes > results[1].mask.nbytes + results[1].confidence.nbytes
+    assert results[0].nbytes == results[0].mask.nbytes + results[0].confidence.nbytes
+
+
+def test_traces_are_halves_of_their_own_and_keep_no_batch_alive(worker: Worker) -> None:
+    results = succeeded(worker.run("tiny", pictures(3, traces=[0, 1, 2])))
+    alone = succeeded(worker.run("tiny", pictures(3, traces=[1])[1:2]))[0]
+    for trace, expected in zip(results[1].traces, alone.traces, strict=True):
+        for tensor, wanted in ((trace.query, expected.query), (trace.key, expected.key)):
+            assert tensor.dtype == torch.float16
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+            assert torch.allclose(tensor.float(), wanted.float(), atol=0.02, rtol=0.02)
+    assert not torch.equal(results[0].traces[0].query, results[1].traces[0].query)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("poisoned", [[0], [5], [7], [2, 3], list(range(8))])
+def test_an_image_that_fails_fails_alone(
+    worker: Worker, segmentor: Segmentor, metrics: Metrics, poisoned: list[int]
+) -> None:
+    expected = succeeded(worker.run("tiny", pictures()))
+    on_every_pass(segmentor, raise_on_poison)
+    outcomes = worker.run("tiny", pictures(poisoned=poisoned))
+    for index, outcome in enumerate(outcomes):
+        if index in poisoned:
+            assert isinstance(outcome, InferenceFailed)
+            assert isinstance(outcome.__cause__, RuntimeError)
+            assert "poisoned" not in outcome.detail, "what the model said is for the log"
+        else:
+            assert isinstance(outcome, Segmentation)
+            assert agreement(outcome.mask, expected[index].mask) > 0.999
+    assert len(outcomes) == 8
+    assert oom(metrics, "split") == oom(metrics, "failed") == 0
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(8, [8]), (4, [8, 4, 4]), (3, [8, 4, 2, 2, 4, 2, 2])])
+def test_a_batch_too_large_for_the_device_is_split(
+    worker: Worker, segmentor: Segmentor, metrics: Metrics, limit: int, passes: list[int]
+) -> None:
+    sizes: list[int] = []
+    on_every_pass(segmentor, fits(limit, sizes))
+    results = succeeded(worker.run("tiny", pictures()))
+    assert [result.mask.shape for result in results] == list(ORIGINALS)
+    assert sizes == passes
+    assert oom(metrics, "split") == sum(size > limit for size in passes)
+    assert oom(metrics, "failed") == 0
+
+
+def test_an_odd_batch_is_split_without_loss(worker: Worker, segmentor: Segmentor) -> None:
+    on_every_pass(segmentor, fits(1, []))
+    results = succeeded(worker.run("tiny", pictures(5)))
+    assert [result.mask.shape for result in results] == list(ORIGINALS[:5])
+
+
+def test_an_image_too_large_for_the_device_is_told_so(worker: Worker, segmentor: Segmentor, metrics: Metrics) -> None:
+    on_every_pass(segmentor, fits(0, []))
+    outcomes = worker.run("tiny", pictures(2))
+    assert [type(outcome) for outcome in outcomes] == [OutOfMemory, OutOfMemory]
+    assert "48x32" in str(outcomes[0])
+    assert (oom(metrics, "split"), oom(metrics, "failed")) == (1, 2)
+
+
+def test_the_worker_goes_on_after_a_failure(worker: Worker, segmentor: Segmentor) -> None:
+    before = succeeded(worker.run("tiny", pictures(2)))
+    hook = segmentor.backbone.layer2.register_forward_hook(lambda *_: 1 / 0)
+    assert isinstance(worker.run("tiny", pictures(1))[0], InferenceFailed)
+    hook.remove()
+    after = succeeded(worker.run("tiny", pictures(2)))
+    assert all(np.array_equal(one.mask, other.mask) for one, other in zip(before, after, strict=True))
+    assert sorted(after[0].timings.modules) == sorted(before[0].timings.modules)
+
+
+@pytest.mark.xfail(reason="the error's traceback keeps the frames of the failed pass, and so its tensors", strict=True)
+def test_a_failure_keeps_nothing_of_its_pass(worker: Worker, segmentor: Segmentor) -> None:
+    on_every_pass(segmentor, raise_on_poison)
+    outcome = worker.run("tiny", pictures(1, poisoned=[0]))[0]
+    assert isinstance(outcome, InferenceFailed)
+    assert outcome.__cause__ is not None
+    step = outcome.__cause__.__traceback__
+    held = []
+    while step is not None:
+        held += [name for name, value in step.tb_frame.f_locals.items() if isinstance(value, Tensor)]
+        step = step.tb_next
+    assert held == []
+
+
+# --- timings, loading, memory
+
+
+def test_timings_have_the_stages_and_the_modules(worker: Worker) -> None:
+    results = succeeded(worker.run("tiny", pictures(3)))
+    timings = results[0].timings
+    assert list(timings.stages) == ["preprocess", "forward", "postprocess"]
+    assert set(timings.modules) == {
+        *("stem", "layer1", "layer2", "layer3", "layer4"),
+        *("reduction", "cca_1", "cca_2", "convb", "bottleneck", "classifier", "upsample_argmax"),
+    }
+    assert all(seconds > 0 for seconds in [*timings.stages.values(), *timings.modules.values()])
+    assert all(result.timings is timings for result in results), "a batch has one record"
+
+
+def test_loading_warms_up_at_the_models_input_size(
+    segmentor: Segmentor, spec: ModelSpec, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[torch.Size] = []
+    on_every_pass(segmentor, lambda batch: shapes.append(batch.shape))
+    monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
+    Worker("cpu", 0, metrics).load(spec)
+    assert set(shapes) == {torch.Size([1, 3, 32, 48])}
+
+
+def test_loading_sets_the_threads(worker: Worker, spec: ModelSpec, metrics: Metrics) -> None:
+    threads = torch.get_num_threads()
+    try:
+        Worker("cpu", 2, metrics).load(spec)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_auto_takes_the_best_device_there_is(metrics: Metrics) -> None:
+    assert Worker("auto", 0, metrics).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:
+    assert worker.memory() == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_what_the_cpu_gives(
+    worker: Worker, segmentor: Segmentor, spec: ModelSpec, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = succeeded(worker.run("tiny", pictures(traces=[0])))
+    monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
+    on_cuda = Worker("cuda", 0, metrics)
+    on_cuda.load(spec)
+    results = succeeded(on_cuda.run("tiny", pictures(traces=[0])))
+    for one, other in zip(results, expected, strict=True):
+        assert agreement(one.mask, other.mask) > 0.99
+    assert results[0].traces[0].query.device.type == "cpu"
+    assert on_cuda.memory()["allocated"] > 0

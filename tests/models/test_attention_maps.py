@@ -1,0 +1,167 @@
+"""Attention maps against the plain computation: whole matrices over all positions, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention_maps import (
+    anchor_weights,
+    back_projected_map,
+    cell_of,
+    composed_criss_cross_map,
+    criss_cross_map,
+    dense_map,
+)
+from models.heads.ann import pyramid_pool
+from models.traces import Trace
+
+GRIDS = [(5, 7), (7, 5), (6, 6), (1, 9), (9, 1), (1, 1), (2, 3)]
+SCALES = (1, 3, 6, 8)
+Definition = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture
+def dense_criss_cross(criss_cross_map: Definition) -> Callable[[Trace], Tensor]:
+    """All of a pass's attention as a matrix [HW, HW]."""
+    return lambda trace: criss_cross_map(trace.query.double()[None], trace.key.double()[None])[0]
+
+
+def cross_trace(grid: tuple[int, int], step: int = 1, spread: float = 1.0) -> Trace:
+    return Trace("cca", step, torch.randn(4, *grid) * spread, torch.randn(4, *grid))
+
+
+def pyramid_trace(grid: tuple[int, int], scales: tuple[int, ...] = SCALES) -> Trace:
+    anchors = sum(scale * scale for scale in scales)
+    return Trace("apnb", 1, torch.randn(4, *grid), torch.randn(4, anchors), scale=0.5, pool_scales=scales)
+
+
+def cells(grid: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+
+
+def assert_is(got: Tensor, expected: Tensor, grid: tuple[int, int]) -> None:
+    assert got.shape == grid
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected.view(grid).float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_one_pass(grid: tuple[int, int], spread: float, dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+    trace = cross_trace(grid, spread=spread)
+    for expected, cell in zip(dense_criss_cross(trace), cells(grid), strict=True):
+        assert_is(criss_cross_map(trace, cell), expected, grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_one_pass_is_a_cross_that_sums_to_one(grid: tuple[int, int]) -> None:
+    trace = cross_trace(grid)
+    for row, column in cells(grid):
+        weights = criss_cross_map(trace, (row, column))
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert torch.count_nonzero(weights) == sum(grid) - 1
+        weights[row], weights[:, column] = 0, 0
+        assert not weights.any()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_two_passes(grid: tuple[int, int], dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+    first, second = cross_trace(grid, 1), cross_trace(grid, 2)
+    product = dense_criss_cross(second) @ dense_criss_cross(first)
+    for expected, cell in zip(product, cells(grid), strict=True):
+        weights = composed_criss_cross_map(first, second, cell)
+        assert_is(weights, expected, grid)
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert (weights > 0).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_dense(grid: tuple[int, int]) -> None:
+    trace = Trace("nl", 1, torch.randn(4, *grid), torch.randn(4, *grid), scale=0.5)
+    affinity = 0.5 * trace.query.double().flatten(1).T @ trace.key.double().flatten(1)
+    for expected, cell in zip(affinity.softmax(1), cells(grid), strict=True):
+        assert_is(dense_map(trace, cell), expected, grid)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (12, 9), (1, 1)])
+def test_anchors(grid: tuple[int, int]) -> None:
+    trace = pyramid_trace(grid)
+    affinity = 0.5 * trace.query.double().flatten(1).T @ trace.key.double()
+    for expected, cell in zip(affinity.softmax(1), cells(grid), strict=True):
+        anchors = anchor_weights(trace, cell)
+        assert {scale: tuple(part.shape) for scale, part in anchors.items()} == {s: (s, s) for s in SCALES}
+        joined = torch.cat([part.flatten() for part in anchors.values()])
+        torch.testing.assert_close(joined, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (8, 8), (12, 9), (17, 33), (1, 9), (9, 1), (1, 1), (3, 60)])
+def test_back_projection_reads_the_same_from_any_value(grid: tuple[int, int]) -> None:
+    """Weights on pooled values are the back-projected weights on the values themselves."""
+    anchors = anchor_weights(pyramid_trace(grid), (0, 0))
+    value = torch.randn(1, 6, *grid)
+    projected = back_projected_map(anchors, grid)
+    pooled = pyramid_pool(value, SCALES)[0]
+    joined = torch.cat([part.flatten() for part in anchors.values()])
+    torch.testing.assert_close(value[0].flatten(1) @ projected.flatten(), pooled @ joined, rtol=1e-4, atol=1e-5)
+    assert projected.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_back_projection_is_the_transpose_of_pooling(scale: int) -> None:
+    grid, weights = (11, 13), torch.rand(scale, scale)
+    value = torch.randn(1, 1, *grid, requires_grad=True)
+    (F.adaptive_avg_pool2d(value, scale)[0, 0] * weights).sum().backward()
+    assert value.grad is not None
+    torch.testing.assert_close(back_projected_map({scale: weights}, grid), value.grad[0, 0])
+
+
+def test_halves_are_computed_in_single_precision() -> None:
+    """Affinities of stored traces reach beyond what a half can hold."""
+    query, key = (torch.full((8, 3, 4), 300.0).half() for _ in range(2))
+    trace = Trace("cca", 1, query, key)
+    torch.testing.assert_close(criss_cross_map(trace, (1, 1))[1], torch.full((4,), 1 / 6))
+    torch.testing.assert_close(dense_map(trace, (1, 1)), torch.full((3, 4), 1 / 12))
+
+
+def test_traces_stay_as_they_are() -> None:
+    first, second = cross_trace((4, 5), 1), cross_trace((4, 5), 2)
+    copies = [tensor.clone() for trace in (first, second) for tensor in (trace.query, trace.key)]
+    composed_criss_cross_map(first, second, (2, 2))
+    kept = [tensor for trace in (first, second) for tensor in (trace.query, trace.key)]
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("point", "size", "grid", "cell"),
+    [
+        ((0, 0), (480, 360), (45, 60), (0, 0)),
+        ((479, 359), (480, 360), (45, 60), (44, 59)),
+        ((7, 8), (480, 360), (45, 60), (1, 0)),
+        ((8, 7), (480, 360), (45, 60), (0, 1)),
+        ((0, 0), (1, 1), (45, 60), (22, 30)),
+        ((4, 4), (5, 5), (1, 1), (0, 0)),
+        ((2, 0), (5, 3), (2, 2), (0, 1)),
+        ((999, 0), (1000, 1), (1, 60), (0, 59)),
+        ((0, 999), (1, 1000), (60, 1), (59, 0)),
+    ],
+)
+def test_cell_of(point: tuple[int, int], size: tuple[int, int], grid: tuple[int, int], cell: tuple[int, int]) -> None:
+    assert cell_of(*point, *size, grid) == cell
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 5), (60, 45), (481, 359), (101, 3)])
+@pytest.mark.parametrize("grid", [(1, 1), (5, 3), (45, 60)])
+def test_cells_cover_the_grid_evenly(width: int, height: int, grid: tuple[int, int]) -> None:
+    rows = [cell_of(0, y, width, height, grid)[0] for y in range(height)]
+    columns = [cell_of(x, 0, width, height, grid)[1] for x in range(width)]
+    for found, count in ((rows, grid[0]), (columns, grid[1])):
+        assert found == sorted(found)
+        assert 0 <= found[0] <= found[-1] < count
+        assert len(set(found)) == min(count, len(found))
+        # Mirrored too, but for pixels on the border of two cells, which fall into the second.
+        assert all(0 <= one - (count - 1 - other) <= 1 for one, other in zip(found, found[::-1], strict=True))

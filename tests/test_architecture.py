@@ -1,0 +1,154 @@
+"""The house, checked: imports point one way, files are short, and each has its tests."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"app", "models", "training"}
+WEB = {"fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn", "httpx"}
+
+# A layer to those of our packages that it may import. A module belongs to the longest name that fits.
+ALLOWED: dict[str, set[str]] = {
+    "app": set(),
+    "app.errors": set(),
+    "app.settings": {"app.errors"},
+    "app.timings": set(),
+    "app.colormaps": set(),
+    "app.metrics": {"app.errors", "app.timings"},
+    "app.imaging": {"app.errors"},
+    "app.results": {"app.errors"},
+    "app.engine": {"app.engine", "app.errors", "app.metrics", "app.timings", "models"},
+    "app.engine.scheduler": {"app.errors"},
+    "app.api": {"app", "models"},
+    "app.main": {"app", "models"},
+    "app.__main__": {"app", "models"},
+    "models": {"models"},
+    "models.errors": set(),
+    "models.classes": set(),
+    "models.traces": set(),
+    "models.layers": set(),
+    "models.ops": set(),
+    "models.transforms": set(),
+    "models.attention_maps": {"models.traces"},
+    "models.backbones": {"models.backbones", "models.layers", "models.ops", "models.errors"},
+    "models.heads": {"models.heads", "models.layers", "models.ops", "models.traces", "models.errors"},
+    "training": {"training", "models"},
+}
+# A layer to what it must not import, whatever the above says.
+FORBIDDEN: dict[str, set[str]] = {
+    "models": WEB,
+    "training": WEB,
+    "app.api": {"torch", "app.main", "app.__main__"},
+    "app.main": {"app.__main__"},
+    "app.engine": WEB,
+    "app.engine.scheduler": {"torch", "asyncio", "time", "threading"},
+    "app.errors": {"torch", "asyncio", *WEB},
+    "app.settings": {"torch", "asyncio", "fastapi", "starlette"},
+    "app.metrics": {"torch", "asyncio", "fastapi", "starlette"},
+    "app.imaging": {"torch", "asyncio", *WEB},
+    "app.results": {"torch", "asyncio", *WEB},
+}
+# Modules without a test file of their own, and what tests them instead.
+TESTED_ELSEWHERE: dict[str, str] = {
+    "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
+    "app/api/schemas.py": "bodies alone; read field by field in tests/app/api/routes and test_openapi.py",
+    "models/classes.py": "data alone; palettes and names are compared in tests/app/api/routes/test_models.py",
+    "models/errors.py": "names alone; raised in test_registry.py and test_checkpoint.py",
+}
+
+MODULES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
+each_module = pytest.mark.parametrize("path", MODULES, ids=str)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Full names of what a module imports, wherever in it: `a.b` for `import a.b` and `from a import b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def module_of(name: str) -> str:
+    """The module of ours that an imported name is, or is in."""
+    return name if name in NAMES else name.rpartition(".")[0]
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@each_module
+def test_imports_point_inwards(path: Path) -> None:
+    module = name_of(path)
+    layer = max((name for name in ALLOWED if within(module, {name})), key=len)
+    for name in imported(path):
+        if name.split(".")[0] in OURS and name != "app.__version__":
+            assert within(name, ALLOWED[layer]), f"{layer} may not import {name}"
+
+
+@each_module
+def test_layers_know_no_foreign_frameworks(path: Path) -> None:
+    for layer, outsiders in FORBIDDEN.items():
+        if within(name_of(path), {layer}):
+            found = [name for name in imported(path) if within(name, outsiders)]
+            assert not found, f"{layer} may not import {', '.join(found)}"
+
+
+@each_module
+def test_imports_are_absolute(path: Path) -> None:
+    nodes = ast.walk(ast.parse((ROOT / path).read_text()))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def test_papers_do_not_know_each_other() -> None:
+    """Heads and backbones meet in the builder alone."""
+    for path in MODULES:
+        for here, there in (("models.heads", "models.backbones"), ("models.backbones", "models.heads")):
+            if within(name_of(path), {here}):
+                assert not [name for name in imported(path) if within(name, {there})], path
+
+
+def test_no_cycles() -> None:
+    graph = {
+        name_of(path): {module_of(name) for name in imported(path) if name.split(".")[0] in OURS} for path in MODULES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+@each_module
+def test_files_are_short(path: Path) -> None:
+    assert len((ROOT / path).read_text().splitlines()) <= 300
+
+
+@each_module
+def test_each_module_has_tests_of_its_name(path: Path) -> None:
+    if path.name == "__init__.py" or path.parts[0] == "training":
+        return
+    names = {f"test_{path.stem}.py", f"test_{path.stem.strip('_')}.py"}
+    folder = ROOT / "tests" / path.parent
+    has = any((folder / name).is_file() for name in names)
+    assert has != (str(path) in TESTED_ELSEWHERE), f"no tests, or an exception that is none: {path}"
+
+
+def test_exceptions_exist() -> None:
+    assert set(TESTED_ELSEWHERE) <= {str(path) for path in MODULES}
