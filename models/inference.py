@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
-from models.transforms import Preprocessing, normalize, resize
+from models.transforms import Preprocessing, Size, normalize, resize
 
 
 @torch.inference_mode()
@@ -23,8 +26,40 @@ def segment_image(segmentor: Segmentor, image: Tensor, preprocessing: Preprocess
     """
     original = image.shape[0], image.shape[1]
     input_size = preprocessing.input_size(original)
-    device = next(segmentor.parameters()).device
-    batch = normalize(resize(image, input_size).unsqueeze(0).to(device), preprocessing)
-    logits = segmentor(batch).logits[0]
-    ids, confidence = upsample_argmax(logits, input_size, original, align_corners=segmentor.align_corners)
+    logits = _logits(segmentor, image, input_size, preprocessing)
+    ids, confidence = upsample_argmax(logits[0], input_size, original, align_corners=segmentor.align_corners)
     return ids.cpu(), confidence.cpu()
+
+
+@torch.inference_mode()
+def segment_augmented(
+    segmentor: Segmentor, image: Tensor, preprocessing: Preprocessing, scales: Sequence[float], *, flip: bool
+) -> Tensor:
+    """Test-time augmentation as in mmsegmentation: the mean of the softmax over scales and mirror images.
+
+    Args:
+        scales: factors on the network's usual input size
+        flip: take each scale's mirror image too
+
+    Returns:
+        class ids [H, W] uint8 on the host
+    """
+    original = image.shape[0], image.shape[1]
+    height, width = preprocessing.input_size(original)
+    total = torch.zeros(())
+    for scale in scales:
+        size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        for mirrored in (False, True) if flip else (False,):
+            logits = _logits(segmentor, image.flip(1) if mirrored else image, size, preprocessing)
+            for target in (size, original):
+                logits = F.interpolate(logits, target, mode="bilinear", align_corners=segmentor.align_corners)
+            total = total.to(logits.device) + (logits.flip(3) if mirrored else logits).softmax(1)
+    return total.argmax(1)[0].to(torch.uint8).cpu()
+
+
+def _logits(segmentor: Segmentor, image: Tensor, size: Size, preprocessing: Preprocessing) -> Tensor:
+    """[1, K, h, w] of one image resized to `size`."""
+    device = next(segmentor.parameters()).device
+    batch = normalize(resize(image, size).unsqueeze(0).to(device), preprocessing)
+    logits: Tensor = segmentor(batch).logits
+    return logits.float()

@@ -57,6 +57,7 @@ FORBIDDEN: dict[str, set[str]] = {
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
+    "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",
     "app/api/schemas.py": "bodies alone; read field by field in tests/app/api/routes and test_openapi.py",
     "models/classes.py": "data alone; palettes and names are compared in tests/app/api/routes/test_models.py",
     "models/errors.py": "names alone; raised in test_registry.py and test_checkpoint.py",
@@ -144,9 +145,8 @@ def test_files_are_short(path: Path) -> None:
 def test_each_module_has_tests_of_its_name(path: Path) -> None:
     if path.name == "__init__.py" or path.parts[0] == "training":
         return
-    names = {f"test_{path.stem}.py", f"test_{path.stem.strip('_')}.py"}
-    folder = ROOT / "tests" / path.parent
-    has = any((folder / name).is_file() for name in names)
+    name = "test_main_module.py" if path.name == "__main__.py" else f"test_{path.stem}.py"
+    has = (ROOT / "tests" / path.parent / name).is_file()
     assert has != (str(path) in TESTED_ELSEWHERE), f"no tests, or an exception that is none: {path}"
 
 

@@ -1,7 +1,7 @@
 """A folder of images and index masks, and the augmentation that training sees.
 
-Layout (that of SegNet's CamVid): `<root>/<split>.txt` lists names, `<root>/<split>/<name>.jpg` or `.png`
-are the images, `<root>/<split>annot/<name>.png` the masks, whose pixel values are class ids.
+Layout (that of SegNet's CamVid): `<root>/<split>/<name>.jpg` or `.png` are the images, `<root>/<split>annot/<name>.png`
+their masks, whose pixel values are class ids. `<root>/<split>.txt` lists the names, if not all are meant.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from training.labels import Labels, LabelsError
 from training.scenes import draw_street
 
 IGNORE = 255
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,51 @@ class Sample:
     mask: Tensor  # [H, W] uint8, class ids, IGNORE where unlabelled
 
 
-def load_split(root: Path, split: str, num_classes: int) -> list[Sample]:
-    """Read a whole split into memory. Mask values of `num_classes` and above count as unlabelled."""
-    names = (root / f"{split}.txt").read_text().split()
-    return [_load_sample(root, split, name, num_classes) for name in names]
+def load_split(root: Path, split: str, labels: Labels) -> list[Sample]:
+    """Read a whole split into memory, ignored mask values as IGNORE.
+
+    Raises:
+        FileNotFoundError: an image or mask is missing
+        LabelsError: image and mask differ in size, or the mask has a value that is neither a class nor ignored
+    """
+    listed = root / f"{split}.txt"
+    if listed.exists():
+        names = listed.read_text().split()
+    else:
+        names = sorted(path.stem for path in (root / split).iterdir() if path.suffix in SUFFIXES)
+    return [_load_sample(root, split, name, labels) for name in names]
 
 
-def _load_sample(root: Path, split: str, name: str, num_classes: int) -> Sample:
-    candidates = [root / split / f"{name}{suffix}" for suffix in (".jpg", ".png")]
+def _load_sample(root: Path, split: str, name: str, labels: Labels) -> Sample:
+    candidates = [root / split / f"{name}{suffix}" for suffix in SUFFIXES]
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
-        raise FileNotFoundError(f"{root / split}.txt lists {name!r}, but neither of {candidates} is there")
+        raise FileNotFoundError(f"no image {root / split / name} with any of {', '.join(SUFFIXES)}")
     image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
-    mask = torch.from_numpy(np.array(Image.open(root / f"{split}annot" / f"{name}.png")))
+    mask_path = root / f"{split}annot" / f"{name}.png"
+    mask = torch.from_numpy(np.array(Image.open(mask_path)))
     if mask.shape != image.shape[:2]:
-        raise ValueError(f"{path}: the image is {tuple(image.shape[:2])}, its mask {tuple(mask.shape)} (height, width)")
-    return Sample(name, image, torch.where(mask < num_classes, mask, IGNORE))
+        raise LabelsError(
+            f"{path} is {_by(image.shape[:2])}, but {mask_path} {_by(mask.shape)}; a mask has one channel, and its "
+            "image's size"
+        )
+    return Sample(name, image, _with_ignored(mask, mask_path, labels))
+
+
+def _with_ignored(mask: Tensor, path: Path, labels: Labels) -> Tensor:
+    values = set(torch.unique(mask).tolist())
+    wrong = values - labels.ignored - set(range(labels.count))
+    if wrong:
+        raise LabelsError(
+            f"{path}: value {min(wrong)} is no class (0 to {labels.count - 1}) and not ignored "
+            f"({', '.join(map(str, sorted(labels.ignored))) or 'nothing is'})"
+        )
+    ignored = torch.isin(mask, torch.tensor(sorted(labels.ignored), dtype=mask.dtype))
+    return torch.where(ignored, IGNORE, mask).to(torch.uint8)
+
+
+def _by(shape: torch.Size) -> str:
+    return "x".join(map(str, shape))
 
 
 def class_frequencies(samples: list[Sample], num_classes: int) -> Tensor:
@@ -54,10 +85,9 @@ def class_frequencies(samples: list[Sample], num_classes: int) -> Tensor:
     Raises:
         ValueError: there are none
     """
-    counts = sum(torch.bincount(sample.mask.flatten(), minlength=256) for sample in samples)
-    assert isinstance(counts, Tensor)
+    counts = torch.stack([torch.bincount(sample.mask.flatten(), minlength=256) for sample in samples]).sum(0)
     if not counts[:num_classes].any():
-        raise ValueError(f"not one labelled pixel in {len(samples)} masks: no value below {num_classes}")
+        raise ValueError(f"not one labelled pixel in {len(samples)} masks")
     return counts[:num_classes] / counts[:num_classes].sum()
 
 

@@ -3,46 +3,94 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from models import Segmentor, load_segmentor
-from models.classes import CAMVID
-from models.inference import segment_image
-from models.registry import CAMVID_PREPROCESSING
+from models import CheckpointError, Segmentor, load_segmentor
+from models.checkpoint import read_checkpoint
+from models.inference import segment_augmented, segment_image
+from models.transforms import Preprocessing
+from training.confusion import Scores, confusion_matrix, draw, scores
 from training.data import Sample, load_split
-from training.metrics import Scores, confusion_matrix, scores
+from training.labels import CAMVID_LABELS, LabelsError, load_labels
+from training.network import preprocessing_for
 
 
-def evaluate(segmentor: Segmentor, samples: Sequence[Sample]) -> Scores:
+def count_confusion(predict: Callable[[Tensor], Tensor], samples: Sequence[Sample], num_classes: int) -> Tensor:
+    """[K, K] over a split; `predict` maps an image [H, W, 3] to class ids [H, W]."""
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for sample in tqdm(samples, desc="evaluate", leave=False):
+        confusion += confusion_matrix(sample.mask, predict(sample.image), num_classes)
+    return confusion
+
+
+def evaluate(segmentor: Segmentor, samples: Sequence[Sample], preprocessing: Preprocessing) -> Scores:
     """Single scale, one image at a time, at the images' own size: what the service computes."""
     segmentor.eval()
-    confusion = torch.zeros(segmentor.num_classes, segmentor.num_classes, dtype=torch.int64)
-    for sample in tqdm(samples, desc="evaluate", leave=False):
-        ids, _ = segment_image(segmentor, sample.image, CAMVID_PREPROCESSING)
-        confusion += confusion_matrix(sample.mask, ids, segmentor.num_classes)
-    return scores(confusion)
+    return scores(
+        count_confusion(lambda image: segment_image(segmentor, image, preprocessing)[0], samples, segmentor.num_classes)
+    )
 
 
 def report(result: Scores, names: Sequence[str]) -> str:
-    rows = [f"{name:<14}{iou:6.2f}" for name, iou in zip(names, result.iou, strict=True)]
-    return "\n".join([*rows, f"{'mIoU':<14}{result.miou:6.2f}", f"{'accuracy':<14}{result.accuracy:6.2f}"])
+    rows = [f"{name:<20}{iou:6.2f}" for name, iou in zip(names, result.iou, strict=True)]
+    return "\n".join([*rows, f"{'mIoU':<20}{result.miou:6.2f}", f"{'accuracy':<20}{result.accuracy:6.2f}"])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--split", default="test")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    segmentor = load_segmentor(arguments.weights).to(device)
-    samples = load_split(arguments.data, arguments.split, segmentor.num_classes)
-    print(report(evaluate(segmentor, samples), CAMVID.names))
+    parser.add_argument("--labels", type=Path, help="YAML or JSON with names, palette, ignore; CamVid's if absent")
+    parser.add_argument("--scales", type=float, nargs="+", help="average over these factors on the input size")
+    parser.add_argument("--flip", action="store_true", help="average over mirror images too")
+    parser.add_argument("--confusion", type=Path, help="PNG to draw the confusion matrix to")
+    try:
+        _evaluate(parser.parse_args())
+    except (CheckpointError, LabelsError, OSError) as exc:
+        print(f"evaluate: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    labels = load_labels(arguments.labels) if arguments.labels else CAMVID_LABELS
+    checkpoint = read_checkpoint(arguments.weights)
+    segmentor = load_segmentor(arguments.weights)
+    if segmentor.num_classes != labels.count:
+        raise LabelsError(f"{arguments.weights} has {segmentor.num_classes} classes, the labels {labels.count}")
+    segmentor.to("cuda" if torch.cuda.is_available() else "cpu")
+    samples = load_split(arguments.data, arguments.split, labels)
+    stored = checkpoint.metadata.get("preprocessing")
+    preprocessing = Preprocessing(**json.loads(stored)) if stored else preprocessing_for(samples)
+    predict = _predictor(segmentor, preprocessing, arguments)
+    confusion = count_confusion(predict, samples, labels.count)
+    print(report(scores(confusion), labels.classes.names))
+    if arguments.confusion:
+        draw(confusion, labels.classes.names).save(arguments.confusion)
+
+
+def _predictor(
+    segmentor: Segmentor, preprocessing: Preprocessing, arguments: argparse.Namespace
+) -> Callable[[Tensor], Tensor]:
+    if arguments.scales or arguments.flip:
+        return partial(
+            segment_augmented,
+            segmentor,
+            preprocessing=preprocessing,
+            scales=arguments.scales or (1.0,),
+            flip=arguments.flip,
+        )
+    return lambda image: segment_image(segmentor, image, preprocessing)[0]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,8 @@ from models.heads.fcn import FCNHead, Head
 from models.heads.non_local import NonLocalHead
 from models.layers import ConvModule
 from models.segmentor import Segmentor
+from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from training.data import Sample
 
 HeadName = Literal["ccnet", "ann", "nonlocal", "fcn"]
 
@@ -100,6 +104,12 @@ def _rename(key: str) -> str:
     last = part >= len(names) - 1
     layer = ("conv", "bn")[part - (len(names) - 1) if last else int(rest[2])]
     return f"layer{stage}.{block - start}.{names[min(part, len(names) - 1)]}.{layer}.{rest[-1]}"
+
+
+def preprocessing_for(samples: Sequence[Sample]) -> Preprocessing:
+    """Images at the size of the largest one of a data set, with ImageNet's mean and deviation."""
+    height, width = max((sample.mask.shape for sample in samples), key=math.prod)
+    return Preprocessing((max(height, width), min(height, width)), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -1,7 +1,7 @@
 """Trains a segmentor: `python -m training.train --data DIR --backbone FILE --output DIR`.
 
 Writes `last.pt` after every epoch and goes on from it when started again; at the end
-`weights.safetensors` (half precision, the averaged weights), `val.json` and `test.json`.
+`weights.safetensors` (half precision, the averaged weights), `val.json` and, if there is such a split, `test.json`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -19,14 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models import Segmentor
 from models.checkpoint import save_segmentor
-from models.classes import CAMVID
-from models.registry import CAMVID_PREPROCESSING
 from models.transforms import normalize
 from training.data import IGNORE, Augmentation, Sample, Steps, TrainingSet, class_frequencies, load_split
 from training.evaluate import evaluate, report
-from training.network import AuxiliaryHead, HeadName, autocast_dtype, new_segmentor
+from training.labels import CAMVID_LABELS, Labels, LabelsError, load_labels, to_json
+from training.network import AuxiliaryHead, HeadName, autocast_dtype, new_segmentor, preprocessing_for
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ class Recipe:
 
 
 class Trainer:
-    def __init__(self, recipe: Recipe, samples: list[Sample], backbone: Path | None) -> None:
+    def __init__(self, recipe: Recipe, samples: list[Sample], num_classes: int, backbone: Path | None) -> None:
         if len(samples) < recipe.batch_size:
             raise ValueError(f"{len(samples)} training samples are fewer than one batch of {recipe.batch_size}")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        num_classes = len(CAMVID.names)
+        self.preprocessing = preprocessing_for(samples)
         self.segmentor = new_segmentor(recipe.head, num_classes, backbone, recipe.output_stride)
         self.segmentor.to(self.device).use_channels_last()
         self.auxiliary = AuxiliaryHead(96, num_classes).to(self.device)
@@ -110,7 +109,7 @@ class Trainer:
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         dtype = autocast_dtype(self.device)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            loss = self._loss(normalize(images, CAMVID_PREPROCESSING), masks)
+            loss = self._loss(normalize(images, self.preprocessing), masks)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
@@ -178,12 +177,11 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def train(recipe: Recipe, data: Path, backbone: Path | None, output: Path) -> Segmentor:
-    """Train, or go on training, and write the results to `output`; returns the averaged segmentor."""
-    num_classes = len(CAMVID.names)
+def train(recipe: Recipe, data: Path, labels: Labels, backbone: Path | None, output: Path) -> Trainer:
+    """Train, or go on training, on a data set's `train` split, and write the averaged weights to `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    validation = load_split(data, "val", num_classes)
-    trainer = Trainer(recipe, load_split(data, "train", num_classes), backbone)
+    validation = load_split(data, "val", labels)
+    trainer = Trainer(recipe, load_split(data, "train", labels), labels.count, backbone)
     if (output / "last.pt").exists():
         trainer.load(output / "last.pt")
     for epoch in range(trainer.step // trainer.steps_per_epoch, recipe.epochs):
@@ -191,31 +189,58 @@ def train(recipe: Recipe, data: Path, backbone: Path | None, output: Path) -> Se
         trainer.save(output / "last.pt")
         line = f"epoch {epoch + 1}: loss {loss:.4f}"
         if (epoch + 1) % 10 == 0:
-            line += f", val mIoU {evaluate(trainer.averaged, validation).miou:.2f}"
+            line += f", val mIoU {evaluate(trainer.averaged, validation, trainer.preprocessing).miou:.2f}"
         tqdm.write(line)
-    metadata = {"recurrence": "2", "output_stride": str(recipe.output_stride), "recipe": json.dumps(asdict(recipe))}
+    metadata = {
+        "recurrence": "2",
+        "output_stride": str(recipe.output_stride),
+        "classes": to_json(labels.classes),
+        "preprocessing": json.dumps(asdict(trainer.preprocessing)),
+        "recipe": json.dumps(asdict(recipe)),
+    }
     save_segmentor(trainer.averaged, output / "weights.safetensors", metadata)
-    return trainer.averaged
+    return trainer
 
 
-def main() -> None:
+def main() -> int:
     defaults = Recipe()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set, with train and val")
+    parser.add_argument("--labels", type=Path, help="YAML or JSON with names, palette, ignore; CamVid's if absent")
     parser.add_argument("--backbone", type=Path, help="torchvision-named MobileNetV2 weights (safetensors)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--head", choices=get_args(HeadName), default=defaults.head)
     parser.add_argument("--epochs", type=int, default=defaults.epochs)
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    parser.add_argument("--crop", type=int, default=defaults.crop, help="side of the square crops, in pixels")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    arguments = parser.parse_args()
-    recipe = Recipe(head=arguments.head, epochs=arguments.epochs, batch_size=arguments.batch_size, seed=arguments.seed)
-    segmentor = train(recipe, arguments.data, arguments.backbone, arguments.output)
+    try:
+        _train(parser.parse_args())
+    except (LabelsError, ValueError, OSError) as exc:
+        print(f"train: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    labels = load_labels(arguments.labels) if arguments.labels else CAMVID_LABELS
+    recipe = Recipe(
+        head=arguments.head,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        crop=arguments.crop,
+        seed=arguments.seed,
+        # The drawn scenes have CamVid's classes.
+        drawn_share=Recipe.drawn_share if labels is CAMVID_LABELS else 0.0,
+    )
+    trainer = train(recipe, arguments.data, labels, arguments.backbone, arguments.output)
     for split in ("val", "test"):
-        result = evaluate(segmentor, load_split(arguments.data, split, segmentor.num_classes))
+        if not (arguments.data / split).exists():
+            continue
+        result = evaluate(trainer.averaged, load_split(arguments.data, split, labels), trainer.preprocessing)
         (arguments.output / f"{split}.json").write_text(result.to_json())
-        tqdm.write(f"{split}\n{report(result, CAMVID.names)}")
+        tqdm.write(f"{split}\n{report(result, labels.classes.names)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

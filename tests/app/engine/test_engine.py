@@ -13,7 +13,6 @@ from app.engine.engine import Engine
 from app.engine.scheduler import Policy
 from app.engine.worker import Image, Outcome, Segmentation, Worker
 from app.errors import (
-    DeadlineExceeded,
     DeadlineUnreachable,
     InferenceFailed,
     NotReady,
@@ -52,8 +51,9 @@ class FakeWorker:
     def run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
         values = [int(image.pixels[0, 0, 0]) for image in images]
         self.batches.append(values)
+        gate = self.gate
         self.entered.set()
-        self.gate.wait(30)
+        gate.wait(30)
         if self.error is not None:
             raise self.error
         timings = Timings({"forward": 0.01}, {"stem": 0.01})
@@ -70,8 +70,16 @@ class FakeWorker:
         return Segmentation(mask, mask, (), timings)
 
     def shut(self) -> None:
+        """Hold the next batch; one that is held already waits for the gate it met."""
         self.entered.clear()
-        self.gate.clear()
+        self.gate = threading.Event()
+
+    async def goes_on_to_the_next(self) -> None:
+        """Let the held batch end, and hold the one after it."""
+        gate = self.gate
+        self.shut()
+        gate.set()
+        await self.is_entered()
 
     async def is_entered(self) -> None:
         assert await asyncio.to_thread(self.entered.wait, 10)
@@ -116,12 +124,12 @@ def ask(engine: Engine, value: int, timeout: float = LONG) -> asyncio.Task[Segme
     return asyncio.create_task(engine.segment("tiny", pixels, deadline, wants_traces=False))
 
 
-async def ask_in_turn(engine: Engine, values: Sequence[int], timeout: float = LONG) -> list[asyncio.Task[Segmentation]]:
+async def ask_in_turn(engine: Engine, values: Sequence[int], allowed: float = LONG) -> list[asyncio.Task[Segmentation]]:
     """Callers whose jobs wait in this order: the device must be busy."""
     callers = []
     for value in values:
         size = engine.queue_size
-        callers.append(ask(engine, value, timeout))
+        callers.append(ask(engine, value, allowed))
         await until(lambda size=size: engine.queue_size > size)  # type: ignore[misc]
     return callers
 
@@ -172,9 +180,7 @@ async def test_images_come_back_at_their_own_size(engine: Engine) -> None:
         assert result.mask.shape == shape[:2]
 
 
-async def test_each_result_has_its_own_record_of_timings(
-    engine: Engine, worker: FakeWorker, metrics: Metrics
-) -> None:
+async def test_each_result_has_its_own_record_of_timings(engine: Engine, worker: FakeWorker, metrics: Metrics) -> None:
     await started(engine)
     worker.shut()
     callers = [ask(engine, 1)]
@@ -232,10 +238,9 @@ async def test_one_cancelled_caller_leaves_its_batch_mates_alone(
     first = ask(engine, 1)
     await worker.is_entered()
     mates = await ask_in_turn(engine, [2, 3, 4, 5])
-    worker.entered.clear()
-    worker.gate.set()
-    await until(lambda: len(worker.batches) == 2)
+    await worker.goes_on_to_the_next()
     mates[cancelled].cancel()
+    worker.gate.set()
     expected: list[int | str] = [1, 2, 3, 4, 5]
     expected[cancelled + 1] = "CancelledError"
     assert await replies([first, *mates]) == expected
@@ -266,7 +271,7 @@ async def test_a_caller_that_leaves_the_queue_frees_its_place(engine: Engine, wo
     waiting += await ask_in_turn(engine, [99])
     worker.gate.set()
     assert await replies([first, *waiting]) == [1, 2, 3, "CancelledError", 5, 6, 7, 99]
-    assert 4 not in sum(worker.batches, [])
+    assert all(4 not in batch for batch in worker.batches)
 
 
 async def test_the_mates_of_a_failed_image_succeed(engine: Engine, worker: FakeWorker, metrics: Metrics) -> None:
@@ -304,22 +309,6 @@ async def test_a_deadline_passes_in_the_queue_on_time(engine: Engine, worker: Fa
 async def test_a_deadline_passes_on_the_device_on_time(engine: Engine, worker: FakeWorker) -> None:
     failures = await started(engine)
     worker.shut()
-    first = ask(engine, 1)
-    await worker.is_entered()
-    late, mate = (await ask_in_turn(engine, [2], timeout=0.2)) + (await ask_in_turn(engine, [3]))
-    worker.gate.set()
-    await until(lambda: len(worker.batches) == 2 or late.done())
-    worker.gate.clear()
-    ended = await replies([late])
-    worker.gate.set()
-    assert ended in (["DeadlineExceeded"], [2])
-    assert await replies([first, mate]) == [1, 3]
-    assert failures == []
-
-
-async def test_a_running_image_is_answered_at_its_deadline(engine: Engine, worker: FakeWorker) -> None:
-    failures = await started(engine)
-    worker.shut()
     loop = asyncio.get_running_loop()
     asked = loop.time()
     late = ask(engine, 1, timeout=0.05)
@@ -330,6 +319,19 @@ async def test_a_running_image_is_answered_at_its_deadline(engine: Engine, worke
     worker.gate.set()
     assert await replies([ask(engine, 2)]) == [2]
     assert failures == []
+
+
+async def test_one_late_caller_leaves_its_batch_mates_alone(engine: Engine, worker: FakeWorker) -> None:
+    await started(engine)
+    worker.shut()
+    first = ask(engine, 1)
+    await worker.is_entered()
+    callers = [*await ask_in_turn(engine, [2]), *await ask_in_turn(engine, [3], allowed=0.5)]
+    await worker.goes_on_to_the_next()
+    assert worker.batches == [[1], [2, 3]]
+    assert await replies(callers[1:]) == ["DeadlineExceeded"]
+    worker.gate.set()
+    assert await replies([first, *callers]) == [1, 2, "DeadlineExceeded"]
 
 
 async def test_a_deadline_that_has_passed_already_is_answered(engine: Engine, worker: FakeWorker) -> None:
@@ -477,5 +479,14 @@ async def test_models_that_cannot_be_loaded_fail_the_engine(engine: Engine, work
     assert await replies([ask(engine, 1)]) == ["NotReady"]
 
 
-def test_errors_a_caller_may_get_are_ours() -> None:
-    assert all(issubclass(kind, ServiceError) for kind in (DeadlineExceeded, NotReady, QueueFull, InferenceFailed))
+@pytest.mark.xfail(reason="_run_batch hands out outcomes before it has counted them", strict=True)
+async def test_with_an_answer_missing_no_one_gets_anothers(engine: Engine, worker: FakeWorker) -> None:
+    await started(engine)
+    worker.shut()
+    callers = [ask(engine, 1)]
+    await worker.is_entered()
+    callers += await ask_in_turn(engine, [2, 3, 4])
+    await worker.goes_on_to_the_next()
+    answers_too_few(worker)
+    worker.gate.set()
+    assert await replies(callers) == [1, "InferenceFailed", "InferenceFailed", "InferenceFailed"]

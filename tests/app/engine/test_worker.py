@@ -103,7 +103,7 @@ def test_masks_are_those_of_the_model_without_a_server(worker: Worker, segmentor
     image = pictures(1)[0]
     ids, confidence = segment_image(segmentor, image.pixels, spec.preprocessing)
     result = succeeded(worker.run("tiny", [image]))[0]
-    assert (result.mask.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
+    assert result.mask.dtype == result.confidence.dtype == np.uint8
     assert agreement(result.mask, ids.numpy()) > 0.999
     assert np.abs(result.confidence.astype(int) - confidence.numpy()).max() <= 2
     assert len(np.unique(result.mask)) > 1
@@ -199,7 +199,7 @@ def test_an_image_too_large_for_the_device_is_told_so(worker: Worker, segmentor:
 
 def test_the_worker_goes_on_after_a_failure(worker: Worker, segmentor: Segmentor) -> None:
     before = succeeded(worker.run("tiny", pictures(2)))
-    hook = segmentor.backbone.layer2.register_forward_hook(lambda *_: 1 / 0)
+    hook = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
     assert isinstance(worker.run("tiny", pictures(1))[0], InferenceFailed)
     hook.remove()
     after = succeeded(worker.run("tiny", pictures(2)))

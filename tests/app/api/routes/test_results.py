@@ -84,5 +84,9 @@ async def test_a_result_that_finds_no_place_is_not_linked(
     async with serve(max_result_bytes=1) as (_, client, _):
         reply = await client.post("/segment", content=street)
         assert reply.status_code == 200
-        promised = [reply.headers.get("link"), *(reply.json().get("links") or {}).values()]
+        promised = [
+            reply.headers.get("link"),
+            reply.headers.get("x-result-id"),
+            *(reply.json().get("links") or {}).values(),
+        ]
         assert not any(promised)
