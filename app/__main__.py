@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    get_spec(settings.default_model)
     app = create_app(settings)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -61,12 +63,12 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(settings.drain_timeout),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
         )
     )
     # Once it has shut down in order, uvicorn raises the signal that asked for it again, to die of it.
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: None)
+        signal.signal(signum, lambda *_: setattr(server, "should_exit", True))
     server.run()
     return 1 if app.state.services.engine.state == "failed" else 0
 

@@ -46,10 +46,12 @@ class ResultStore(Generic[Item]):
         self._drop_old()
         if item.nbytes > self.max_bytes:
             return False
+        if result_id in self._items:
+            self._remove(result_id)
         self._items[result_id] = self._clock(), item
         self._bytes += item.nbytes
         while self._bytes > self.max_bytes:
-            self.delete(next(iter(self._items)))
+            self._remove(next(iter(self._items)))
         return True
 
     def get(self, result_id: str) -> Item:
@@ -70,12 +72,14 @@ class ResultStore(Generic[Item]):
         Raises:
             ResultExpired: no such id
         """
-        item = self.get(result_id)
-        del self._items[result_id]
+        self.get(result_id)
+        self._remove(result_id)
+
+    def _remove(self, result_id: str) -> None:
+        _, item = self._items.pop(result_id)
         self._bytes -= item.nbytes
 
     def _drop_old(self) -> None:
         oldest = self._clock() - self.ttl
         while self._items and next(iter(self._items.values()))[0] <= oldest:
-            _, (_, item) = self._items.popitem(last=False)
-            self._bytes -= item.nbytes
+            self._remove(next(iter(self._items)))

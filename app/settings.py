@@ -18,7 +18,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Defaults serve a first-time user: the bundled models, on loopback, within limits a laptop can bear."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
@@ -61,7 +61,7 @@ def load_settings() -> Settings:
         SettingsError: one sentence per setting that stops the start
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     try:

@@ -63,9 +63,10 @@ def attention_map(
     """
     traces = _traces(record, block)
     cell = _cell(record, point, traces[0].grid)
+    chosen = _step(traces, step)
+    _check_level(traces[0], level)
     if traces[0].pool_scales:
         return _pyramid_map(traces[0], point, cell, level)
-    chosen = _step(traces, step)
     if chosen == COMPOSED:
         weights = attention_maps.composed_criss_cross_map(traces[0], traces[1], cell)
     elif traces[0].block == "cca":
@@ -195,12 +196,21 @@ def _step(traces: list[Trace], step: str | None) -> str | None:
     return step or (steps[-1] if steps else None)
 
 
+def _levels(trace: Trace) -> list[str]:
+    return ["all", *map(str, trace.pool_scales)] if trace.pool_scales else []
+
+
+def _check_level(trace: Trace, level: str) -> None:
+    levels = _levels(trace)
+    if level not in ("all", *levels):
+        raise InvalidParameter(f"the block has no level {level!r}; it has {', '.join(levels) or 'none'}")
+
+
 def _describe(traces: list[Trace]) -> BlockInfo:
     rows, columns = traces[0].grid
-    scales = [str(scale) for scale in traces[0].pool_scales]
     return BlockInfo(
         block=traces[0].block,
         steps=_steps(traces),
-        levels=["all", *scales] if scales else [],
+        levels=_levels(traces[0]),
         grid=ImageSize(width=columns, height=rows),
     )

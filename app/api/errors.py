@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import errors
 from app.errors import ServiceError
@@ -35,6 +36,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.DeadlineExceeded: 504,
     errors.OutOfMemory: 507,
 }
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 TITLES = {
     400: "Malformed body",
     404: "Not found",
@@ -104,6 +106,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    describe = app.openapi
+
+    # FastAPI collects the schemas of models alone, and `problems` refers to this one by name.
+    def describe_with_problem() -> dict[str, Any]:
+        document = describe()
+        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = describe_with_problem  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 def _on_service_error(request: Request, exc: Exception) -> Response:
@@ -117,9 +128,16 @@ def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     detail = f"{request.method} {request.url.path}: {exc.detail}"
     code = {404: "unknown-route", 405: "method-not-allowed"}.get(exc.status_code, "malformed-body")
-    return problem_response(
-        code, exc.status_code, detail, request.state.request_id, headers=dict(exc.headers) if exc.headers else None
-    )
+    headers = dict(exc.headers or {})
+    if exc.status_code == 405:
+        # Starlette names the methods of the first route of that path only.
+        headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
+    return problem_response(code, exc.status_code, detail, request.state.request_id, headers=headers)
+
+
+def _is_routed(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _on_validation_error(request: Request, exc: Exception) -> Response:

@@ -18,6 +18,8 @@ from app.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# A client makes up methods as it likes; each would make a series.
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -58,5 +60,6 @@ class RequestMiddleware:
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         # A template, never the path itself: ids in labels would make a series a request.
         route = getattr(scope.get("route"), "path", "unmatched")
-        self.metrics.http_request(scope["method"], route, status, seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.metrics.http_request(method, route, status, seconds)
         log.info("%s %s %s %d %.1f ms", request_id, scope["method"], scope["path"], status, seconds * 1000)

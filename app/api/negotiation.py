@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from app.errors import NotAcceptable
+
+QUALITY = re.compile(r"0(\.\d*)?|1(\.0*)?")
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
@@ -27,10 +30,7 @@ def _parse(accept: str) -> dict[str, float]:
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        try:
-            ranges[media_range] = float(quality)
-        except ValueError:
-            ranges[media_range] = 0.0
+        ranges[media_range] = float(quality) if QUALITY.fullmatch(quality) else 0.0
     return ranges
 
 

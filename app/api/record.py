@@ -13,12 +13,14 @@ class Record:
     """
     Attributes:
         upload: the image as it came; overlays decode it again, which is cheaper than keeping it decoded
+        kept: it can be fetched again; false if it is larger than the whole store
     """
 
     id: str
     spec: ModelSpec
     upload: bytes
     segmentation: Segmentation
+    kept: bool = True
 
     @property
     def nbytes(self) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-from typing import Literal
 
 import numpy as np
 
 from app.api.negotiation import negotiate
 from app.api.record import Record
-from app.api.schemas import ImageSize, Links, Prediction, SegmentReply
+from app.api.schemas import Format, ImageSize, Links, Prediction, SegmentReply
 from app.errors import NotAcceptable
 from app.imaging import (
     MEDIA_TYPES,
@@ -22,13 +21,12 @@ from app.imaging import (
     encode_rgb,
 )
 
-Format = Literal["json", "png", "palette", "color", "overlay"]
 JSON = "application/json"
 
 # What `Accept` alone asks for, best first. JPEG and WebP can't hold ids, so they mean the overlay.
 OFFERS: dict[str, Format] = {JSON: "json", "image/png": "png", "image/jpeg": "overlay", "image/webp": "overlay"}
 IMAGE_FORMATS: dict[str, ImageFormat] = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
-DEFAULT_ALPHA = 0.5
+IMAGE_CONTENT: dict[str, dict[str, str]] = {media_type: {} for media_type in IMAGE_FORMATS}  # for OpenAPI
 
 
 def choose_format(wanted: Format | None, accept: str | None) -> tuple[Format, str]:
@@ -76,7 +74,6 @@ def original(record: Record) -> Array:
 def render_json(record: Record) -> SegmentReply:
     """The reply to a segment request; its timings are those of the batch, and the caller adds its own."""
     width, height = record.size
-    attention = f"/attention/{record.id}" if record.segmentation.traces else None
     return SegmentReply(
         id=record.id,
         model=record.spec.name,
@@ -85,11 +82,15 @@ def render_json(record: Record) -> SegmentReply:
         segmentation_mask=base64.b64encode(encode_ids(record.segmentation.mask)).decode(),
         predictions=_predictions(record),
         timings_ms=record.segmentation.timings.milliseconds(),
-        links=Links(
-            mask=f"/results/{record.id}?format=png",
-            overlay=f"/results/{record.id}?format=overlay",
-            attention=attention,
-        ),
+        links=_links(record) if record.kept else Links(),
+    )
+
+
+def _links(record: Record) -> Links:
+    return Links(
+        mask=f"/results/{record.id}?format=png",
+        overlay=f"/results/{record.id}?format=overlay",
+        attention=f"/attention/{record.id}" if record.segmentation.traces else None,
     )
 
 

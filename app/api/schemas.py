@@ -1,8 +1,20 @@
-"""Bodies of replies."""
+"""Parameters of requests and bodies of replies."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Format = Literal["json", "png", "palette", "color", "overlay"]
+DEFAULT_ALPHA = 0.5
+
+
+class ResultQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Format | None = Field(None, description="Format of the reply; else `Accept` decides; JSON is the default.")
+    alpha: float = Field(DEFAULT_ALPHA, ge=0, le=1, description="Weight of the colours in an overlay.")
 
 
 class ImageSize(BaseModel):
@@ -25,8 +37,10 @@ class Prediction(BaseModel):
 
 
 class Links(BaseModel):
-    mask: str
-    overlay: str
+    """Empty if the result is larger than all the memory there is for results."""
+
+    mask: str | None = None
+    overlay: str | None = None
     attention: str | None = Field(None, description="Absent if the request had attention=false.")
 
 

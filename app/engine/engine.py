@@ -117,14 +117,26 @@ class Engine:
         spec = self.spec(model)
         original = pixels.shape[0], pixels.shape[1]
         size = spec.preprocessing.input_size(original)
-        resized = await asyncio.to_thread(resize, torch.from_numpy(pixels), size)
+        prepared = Timings()
         try:
+            with prepared.stage("preprocess"):
+                resized = await asyncio.to_thread(resize, torch.from_numpy(pixels), size)
             result = await self._wait_for(Lane(model, size), Image(resized, original, wants_traces), deadline)
         except BaseException as exc:
             self._metrics.image(model, _outcome(exc))
             raise
         self._metrics.image(model, "ok")
+        stages = result.timings.stages
+        stages["preprocess"] = stages.get("preprocess", 0.0) + prepared.stages["preprocess"]
         return result
+
+    def check_ready(self) -> None:
+        """
+        Raises:
+            NotReady: still loading, or going down
+        """
+        if self.state != "ready":
+            raise NotReady(f"the server is {self.state}", retry_after=1.0)
 
     def observe(self) -> None:
         """Bring the gauges that are read off the queue and the device up to date."""
@@ -134,8 +146,7 @@ class Engine:
         self._metrics.memory(self.device, self._worker.memory())
 
     async def _wait_for(self, lane: Lane, image: Image, deadline: float) -> Segmentation:
-        if self.state != "ready":
-            raise NotReady(f"the server is {self.state}", retry_after=1.0)
+        self.check_ready()
         loop = asyncio.get_running_loop()
         waiting = Waiting(image, loop.create_future())
         job = Job(lane, image.pixels.nbytes, deadline, waiting)
@@ -181,6 +192,8 @@ class Engine:
         images = [job.payload.image for job in batch.jobs]
         outcomes = await loop.run_in_executor(self._device_thread, self._worker.run, model, images)
         seconds = loop.time() - batch.started
+        if len(outcomes) != len(images):
+            raise RuntimeError(f"{len(outcomes)} outcomes for {len(images)} images")
         failed = False
         for job, outcome in zip(batch.jobs, outcomes, strict=True):
             if isinstance(outcome, ServiceError):
@@ -202,7 +215,7 @@ def _outcome(error: BaseException) -> Outcome:
             return "cancelled"
         case DeadlineExceeded():
             return "expired"
-        case Overloaded():
+        case Overloaded() | NotReady():
             return "rejected"
         case _:
             return "error"

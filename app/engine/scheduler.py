@@ -155,8 +155,7 @@ class Scheduler(Generic[Payload]):
         # Deadlines grow with arrival, so a rare lane's turn comes, however busy the others are.
         lane = min(self._lanes, key=lambda lane: (self._lanes[lane][0].deadline, self._lanes[lane][0].submitted))
         waiting = self._lanes[lane]
-        fitting = max(1, self.policy.max_batch_pixels // lane.pixels)
-        size = min(len(waiting), self.policy.max_batch_size, fitting)
+        size = min(len(waiting), self._limit(lane))
         reason: Reason = "idle" if size == len(waiting) else "full" if size == self.policy.max_batch_size else "pixels"
         jobs = [waiting.popleft() for _ in range(size)]
         self._forget(lane, jobs)
@@ -199,10 +198,15 @@ class Scheduler(Generic[Payload]):
 
     def _cost(self, lane: Lane, count: int) -> float | None:
         cost = self._costs.get(lane, Cost())
-        full, rest = divmod(count, self.policy.max_batch_size)
-        parts = [cost.predict(self.policy.max_batch_size)] * full + [cost.predict(rest)] * bool(rest)
+        limit = self._limit(lane)
+        full, rest = divmod(count, limit)
+        parts = [cost.predict(limit)] * full + [cost.predict(rest)] * bool(rest)
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
+
+    def _limit(self, lane: Lane) -> int:
+        """Most jobs in a batch of this lane; one job is always let through, however large."""
+        return max(1, min(self.policy.max_batch_size, self.policy.max_batch_pixels // lane.pixels))
 
     def _remaining(self, now: float) -> float | None:
         if self._running is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,9 +110,9 @@ class Worker:
         """
         outcomes = self._attempt(model, images)
         if isinstance(outcomes, ServiceError):
-            # Memory that the failed pass held is free only once its traceback is gone: out of the handler.
-            self._free_memory()
             if isinstance(outcomes, OutOfMemory):
+                # Only out here, past the handler, does nothing hold on to the failed pass.
+                self._free_memory()
                 self._metrics.out_of_memory(model, "failed" if len(images) == 1 else "split")
             if len(images) == 1:
                 return [outcomes]
@@ -136,6 +137,8 @@ class Worker:
             return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
+            # The traceback is kept for the log; the tensors in its frames would be kept with it.
+            traceback.clear_frames(exc.__traceback__)
             error = InferenceFailed("the model failed on this image")
             error.__cause__ = exc
             return error

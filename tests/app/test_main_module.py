@@ -178,13 +178,11 @@ def test_serve_listens_where_the_settings_say(seglens: Seglens, configs: list[uv
     assert (configs[0].host, configs[0].port, configs[0].timeout_graceful_shutdown) == ("127.0.0.9", 9001, 7)
 
 
-@pytest.mark.xfail(reason="int() makes 0 of it, so that uvicorn cancels every request at once", strict=True)
 def test_a_drain_timeout_under_a_second_is_not_none_at_all(seglens: Seglens, configs: list[uvicorn.Config]) -> None:
     assert seglens("serve", drain_timeout="0.5") == 0
     assert configs[0].timeout_graceful_shutdown == 1
 
 
-@pytest.mark.xfail(reason="nothing looks at the default model until the first request", strict=True)
 @pytest.mark.usefixtures("configs")
 def test_serve_does_not_start_with_an_unknown_default_model(
     seglens: Seglens, capsys: pytest.CaptureFixture[str]

@@ -110,14 +110,12 @@ def test_an_unknown_id_is_named(store: ResultStore[Item]) -> None:
         store.get("nope")
 
 
-@pytest.mark.xfail(reason="put() adds the new bytes without taking off the old", strict=True)
 def test_an_id_put_twice_counts_once(store: ResultStore[Item]) -> None:
     store.put("a", Item(40))
     store.put("a", Item(50))
     assert (len(store), store.nbytes) == (1, 50)
 
 
-@pytest.mark.xfail(raises=ResultExpired, reason="put() evicts through delete(), which may find the oldest expired")
 def test_put_never_raises_when_the_oldest_expires_meanwhile() -> None:
     ticks: Iterator[int] = count()
     store: ResultStore[Item] = ResultStore(100, 3.5, lambda: float(next(ticks)))

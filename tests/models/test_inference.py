@@ -1,13 +1,16 @@
 """One image to its mask: at the image's own size, and what the parts give when put together by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from models.inference import segment_image
+from models.heads.fcn import Head
+from models.inference import segment_augmented, segment_image
 from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
+from models.traces import Trace
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Size, normalize, resize
 
 PREPROCESSING = Preprocessing(scale=(48, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -68,3 +71,79 @@ def test_image_is_left_as_it_is(segmentor: Segmentor) -> None:
     before = image.clone()
     segment_image(segmentor, image, PREPROCESSING)
     assert torch.equal(image, before)
+
+
+def different(one: Tensor, other: Tensor) -> float:
+    """Share of the pixels; where two classes are as likely, rounding decides."""
+    return (one != other).float().mean().item()
+
+
+def test_one_scale_without_flip_is_the_plain_answer(segmentor: Segmentor) -> None:
+    image = random_image((32, 48))
+    ids = segment_augmented(segmentor, image, PREPROCESSING, (1.0,), flip=False)
+    assert ids.dtype == torch.uint8
+    assert torch.equal(ids, segment_image(segmentor, image, PREPROCESSING)[0])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("original", "input_size"), SIZES)
+def test_one_scale_is_the_plain_answer_at_other_sizes(
+    original: Size, input_size: Size, align_corners: bool, segmentor: Segmentor
+) -> None:
+    segmentor.align_corners = align_corners
+    image = random_image(original)
+    ids = segment_augmented(segmentor, image, PREPROCESSING, (1.0,), flip=False)
+    assert ids.shape == original
+    assert different(ids, segment_image(segmentor, image, PREPROCESSING)[0]) < 0.005
+
+
+def test_every_scale_and_its_mirror_image_are_seen(segmentor: Segmentor) -> None:
+    seen: list[Tensor] = []
+    segmentor.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    segment_augmented(segmentor, random_image((32, 48)), PREPROCESSING, (0.5, 1.0, 1.25), flip=True)
+    assert [tuple(batch.shape[2:]) for batch in seen] == [(16, 24)] * 2 + [(32, 48)] * 2 + [(40, 60)] * 2
+    assert torch.equal(seen[3], seen[2].flip(3))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.0, 1.5)])
+@pytest.mark.parametrize("original", [(32, 48), (61, 97)])
+def test_mirrored_image_has_the_mirrored_answer(
+    original: Size, scales: tuple[float, ...], segmentor: Segmentor
+) -> None:
+    image = random_image(original)
+    ids = segment_augmented(segmentor, image, PREPROCESSING, scales, flip=True)
+    mirrored = segment_augmented(segmentor, image.flip(1), PREPROCESSING, scales, flip=True)
+    assert different(mirrored.flip(1), ids) < 0.005
+    plain = segment_augmented(segmentor, image.flip(1), PREPROCESSING, scales, flip=False)
+    assert different(plain.flip(1), ids) > 0.02  # so the flip it is that makes them alike
+
+
+class Sided(nn.Module):
+    """Features that are the same for every image, and differ between its left and right half."""
+
+    def __init__(self, left: list[float], right: list[float]) -> None:
+        super().__init__()
+        self.sides = nn.Parameter(torch.tensor([left, right]).T[None, :, None])
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"c4": self.sides}
+
+
+class Passing(Head):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, num_classes)
+        self.conv_seg.weight = nn.Parameter(torch.eye(num_classes)[:, :, None, None])
+        self.conv_seg.bias = None
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
+        return features["c4"], ()
+
+
+def test_probabilities_are_averaged_and_not_logits() -> None:
+    left, right = [0.0, 2.0, -30.0], [10.0, 5.0, 10.5]
+    both = torch.tensor([left, right])
+    assert [int(mean.argmax()) for mean in (both.mean(0), both.softmax(1).mean(0))] == [0, 1]
+    segmentor = Segmentor(Sided(left, right), Passing(3)).eval()
+    image, preprocessing = random_image((1, 2)), Preprocessing((2, 1), IMAGENET_MEAN, IMAGENET_STD)
+    assert segment_augmented(segmentor, image, preprocessing, (1.0,), flip=False).tolist() == [[1, 2]]
+    assert segment_augmented(segmentor, image, preprocessing, (1.0,), flip=True).tolist() == [[1, 1]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from training.scenes import draw_street
@@ -15,15 +13,6 @@ WIDTH, HEIGHT = 128, 96
 SEEDS = {"train": (1, 2, 3, 4), "val": (5,), "test": (6, 7)}
 # CamVid's own id of unlabelled pixels; the scenes leave none, so a strip is added.
 VOID, VOID_ROWS = 11, 6
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where cores are shared, two threads wait for each other longer than these small steps take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

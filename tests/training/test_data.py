@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from models.classes import CAMVID, ClassSet
 from training.data import IGNORE, Augmentation, Sample, Steps, TrainingSet, class_frequencies, load_split
+from training.labels import CAMVID_LABELS, Labels, LabelsError
 from training.scenes import draw_street
 
 # What is left is geometry, so colours still tell where a pixel came from.
@@ -26,6 +29,10 @@ def write_sample(root: Path, image: Image.Image, mask: Image.Image) -> None:
     (root / "train.txt").write_text("only\n")
     image.save(root / "train" / "only.png")
     mask.save(root / "trainannot" / "only.png")
+
+
+def labels_with(count: int, *ignored: int) -> Labels:
+    return Labels(ClassSet(CAMVID.names[:1] * count, CAMVID.palette[:1] * count), frozenset(ignored))
 
 
 def drawn_sample(seed: int, width: int = 80, height: int = 60) -> Sample:
@@ -48,7 +55,7 @@ def coloured_sample(height: int = 60, width: int = 80) -> Sample:
 
 
 def test_split_is_read_in_the_order_of_its_list(data_set: Path) -> None:
-    samples = load_split(data_set, "train", 11)
+    samples = load_split(data_set, "train", CAMVID_LABELS)
     assert [sample.name for sample in samples] == ["scene1", "scene2", "scene3", "scene4"]
     for sample in samples:
         assert (sample.image.shape, sample.mask.shape) == ((96, 128, 3), (96, 128))
@@ -57,18 +64,27 @@ def test_split_is_read_in_the_order_of_its_list(data_set: Path) -> None:
 
 @pytest.mark.parametrize(("index", "tolerance"), [(0, 6.0), (1, 0.0)], ids=["jpg", "png"])
 def test_image_is_what_was_written(data_set: Path, index: int, tolerance: float) -> None:
-    sample = load_split(data_set, "train", 11)[index]
+    sample = load_split(data_set, "train", CAMVID_LABELS)[index]
     image, _ = draw_street(index + 1, 128, 96)
     assert (sample.image.float() - torch.from_numpy(image)).abs().mean() <= tolerance
 
 
-@pytest.mark.parametrize("num_classes", [11, 5])
-def test_ids_beyond_the_classes_are_ignored(data_set: Path, num_classes: int) -> None:
-    sample = load_split(data_set, "train", num_classes)[0]
+@pytest.mark.parametrize("count", [11, 5])
+def test_ignored_values_are_read_as_one(data_set: Path, count: int) -> None:
+    sample = load_split(data_set, "train", labels_with(count, *range(count, 12)))[0]
     drawn = torch.from_numpy(draw_street(1, 128, 96)[1])
     drawn[-6:] = IGNORE
-    expected = drawn.where(drawn < num_classes, torch.tensor(IGNORE, dtype=torch.uint8))
+    expected = drawn.where(drawn < count, torch.tensor(IGNORE, dtype=torch.uint8))
     assert torch.equal(sample.mask, expected)
+
+
+def test_split_without_a_list_is_its_folder_s_images(data_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_set, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "train" / "notes.md").touch()
+    samples, listed = (load_split(root, "train", CAMVID_LABELS) for root in (tmp_path, data_set))
+    assert [sample.name for sample in samples] == [sample.name for sample in listed]
+    assert all(torch.equal(one.mask, other.mask) for one, other in zip(samples, listed, strict=True))
 
 
 def test_palette_mask_is_read_as_ids(tmp_path: Path) -> None:
@@ -76,27 +92,49 @@ def test_palette_mask_is_read_as_ids(tmp_path: Path) -> None:
     mask = Image.fromarray(ids)
     mask.putpalette([255 - value // 3 for value in range(36)])
     write_sample(tmp_path, Image.new("RGB", (4, 3)), mask)
-    [sample] = load_split(tmp_path, "train", 12)
+    [sample] = load_split(tmp_path, "train", labels_with(12))
     assert torch.equal(sample.mask, torch.from_numpy(ids))
 
 
 def test_grey_image_is_read_as_rgb(tmp_path: Path) -> None:
     write_sample(tmp_path, Image.new("L", (4, 3), 9), Image.new("L", (4, 3)))
-    [sample] = load_split(tmp_path, "train", 11)
+    [sample] = load_split(tmp_path, "train", CAMVID_LABELS)
     assert torch.equal(sample.image, torch.full((3, 4, 3), 9, dtype=torch.uint8))
 
 
 def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (5, 3)))
-    with pytest.raises(ValueError, match=r"only\.png: the image is \(3, 4\), its mask \(3, 5\)"):
-        load_split(tmp_path, "train", 11)
+    with pytest.raises(LabelsError, match=r"train/only\.png is 3x4, but .*trainannot/only\.png 3x5;"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
+
+
+def test_mask_of_several_channels_is_refused(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("RGB", (4, 3)))
+    with pytest.raises(LabelsError, match=r"only\.png 3x4x3; a mask has one channel"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("value", "ignored", "said"),
+    [
+        (3, (255,), r"value 3 is no class \(0 to 2\) and not ignored \(255\)"),
+        (255, (3, 250), r"value 255 is no class \(0 to 2\) and not ignored \(3, 250\)"),
+        (255, (), r"value 255 is no class \(0 to 2\) and not ignored \(nothing is\)"),
+    ],
+)
+def test_value_that_means_nothing_is_refused(value: int, ignored: tuple[int, ...], said: str, tmp_path: Path) -> None:
+    mask = Image.new("L", (4, 3), 1)
+    mask.putpixel((3, 2), value)
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), mask)
+    with pytest.raises(LabelsError, match=rf"trainannot/only\.png: {said}"):
+        load_split(tmp_path, "train", labels_with(3, *ignored))
 
 
 def test_missing_image_is_refused_by_name(tmp_path: Path) -> None:
     write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (4, 3)))
     (tmp_path / "train.txt").write_text("only\nabsent\n")
-    with pytest.raises(FileNotFoundError, match=r"train\.txt lists 'absent', .*absent\.jpg.*absent\.png"):
-        load_split(tmp_path, "train", 11)
+    with pytest.raises(FileNotFoundError, match=r"train/absent with any of \.jpg, \.jpeg, \.png"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
 
 
 def test_class_frequencies_are_shares_of_the_labelled_pixels() -> None:
@@ -107,7 +145,7 @@ def test_class_frequencies_are_shares_of_the_labelled_pixels() -> None:
 
 
 def test_class_frequencies_of_a_split_sum_to_one(data_set: Path) -> None:
-    frequencies = class_frequencies(load_split(data_set, "train", 11), 11)
+    frequencies = class_frequencies(load_split(data_set, "train", CAMVID_LABELS), 11)
     assert frequencies.shape == (11,)
     assert frequencies.sum().item() == pytest.approx(1)
 

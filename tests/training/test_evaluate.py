@@ -14,9 +14,9 @@ from models.checkpoint import save_segmentor
 from models.heads.fcn import Head
 from models.registry import CAMVID_PREPROCESSING
 from training import evaluate as evaluation
+from training.confusion import Scores
 from training.data import IGNORE, Sample
 from training.evaluate import evaluate, report
-from training.metrics import Scores
 from training.network import new_segmentor
 
 COLOURS = torch.tensor([[220, 30, 30], [30, 220, 30], [30, 30, 220]], dtype=torch.uint8)
@@ -53,12 +53,12 @@ def coloured_sample(seed: int, height: int = 360, width: int = 480) -> Sample:
 
 
 def test_perfect_answers_score_a_hundred() -> None:
-    result = evaluate(colour_reader([0, 1, 2]), [coloured_sample(0), coloured_sample(1)])
+    result = evaluate(colour_reader([0, 1, 2]), [coloured_sample(0), coloured_sample(1)], CAMVID_PREPROCESSING)
     assert result == Scores(100, 100, (100, 100, 100))
 
 
 def test_swapped_classes_score_nothing_but_the_third() -> None:
-    result = evaluate(colour_reader([1, 0, 2]), [coloured_sample(0)])
+    result = evaluate(colour_reader([1, 0, 2]), [coloured_sample(0)], CAMVID_PREPROCESSING)
     assert result.iou == (0, 0, 100)
     assert result.miou == pytest.approx(100 / 3)
     assert 0 < result.accuracy < 100
@@ -66,12 +66,13 @@ def test_swapped_classes_score_nothing_but_the_third() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(120, 150), (600, 540)])
 def test_images_of_other_sizes_are_scored_at_their_own(height: int, width: int) -> None:
-    assert evaluate(colour_reader([0, 1, 2]), [coloured_sample(2, height, width)]).accuracy > 95
+    sample = coloured_sample(2, height, width)
+    assert evaluate(colour_reader([0, 1, 2]), [sample], CAMVID_PREPROCESSING).accuracy > 95
 
 
 def test_evaluation_switches_dropout_off() -> None:
     segmentor = colour_reader([0, 1, 2]).train()
-    assert evaluate(segmentor, [coloured_sample(0)]).accuracy == 100
+    assert evaluate(segmentor, [coloured_sample(0)], CAMVID_PREPROCESSING).accuracy == 100
     assert not segmentor.training
 
 
@@ -91,7 +92,7 @@ def test_command_prints_the_scores_of_a_checkpoint(
     weights = tmp_path / "weights.safetensors"
     save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {})
     monkeypatch.setattr("sys.argv", ["evaluate", str(weights), "--data", str(data_set), "--split", "val"])
-    evaluation.main()
+    assert evaluation.main() == 0
     printed = capsys.readouterr().out
     assert "bicyclist" in printed
     assert "mIoU" in printed

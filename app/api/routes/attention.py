@@ -12,9 +12,8 @@ from app.api.dependencies import ServicesDep
 from app.api.errors import problems
 from app.api.negotiation import negotiate
 from app.api.record import Record
-from app.api.rendering import IMAGE_FORMATS, JSON, image_type
+from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
 from app.api.routes.results import find
-from app.api.routes.segment import IMAGE_CONTENT
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
 from app.imaging import ImageFormat

@@ -9,7 +9,7 @@ from app import __version__
 from app.api.dependencies import ServicesDep
 from app.api.errors import problems
 from app.api.schemas import Health
-from app.errors import InferenceFailed, NotReady
+from app.errors import InferenceFailed
 
 router = APIRouter()
 
@@ -23,8 +23,7 @@ async def livez(services: ServicesDep) -> str:
 
 @router.get("/readyz", summary="Can it take requests?", response_class=PlainTextResponse, responses=problems(503))
 async def readyz(services: ServicesDep) -> str:
-    if services.engine.state != "ready":
-        raise NotReady(f"the server is {services.engine.state}", retry_after=1.0)
+    services.engine.check_ready()
     return "ready"
 
 

@@ -16,7 +16,7 @@ router = APIRouter()
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}, **problems()},
+    responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}, **problems(422)},
 )
 async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
     services.engine.observe()

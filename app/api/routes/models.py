@@ -17,7 +17,7 @@ async def list_models(services: ServicesDep) -> list[ModelInfo]:
     return [_describe(services, spec) for spec in services.engine.specs.values()]
 
 
-@router.get("/models/{name}", summary="Describe a model", responses=problems(404))
+@router.get("/models/{name}", summary="Describe a model", responses=problems(404, 422))
 async def get_model(name: str, services: ServicesDep) -> ModelInfo:
     return _describe(services, services.engine.spec(name))
 

@@ -9,9 +9,8 @@ from fastapi import APIRouter, Header, Query, Response
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.record import Record
-from app.api.rendering import DEFAULT_ALPHA, Format, choose_format, render_image, render_json
-from app.api.routes.segment import IMAGE_CONTENT
-from app.api.schemas import SegmentReply
+from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
+from app.api.schemas import ResultQuery, SegmentReply
 from app.errors import ResultExpired
 
 router = APIRouter()
@@ -26,21 +25,26 @@ router = APIRouter()
 async def get_result(
     result_id: str,
     services: ServicesDep,
-    output: Annotated[Format | None, Query(alias="format")] = None,
-    alpha: Annotated[float, Query(ge=0, le=1)] = DEFAULT_ALPHA,
+    query: Annotated[ResultQuery, Query()],
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     record = find(services, result_id)
-    wanted, media_type = choose_format(output, accept)
+    wanted, media_type = choose_format(query.format, accept)
     if wanted == "json":
         reply = await services.in_codec_thread(render_json, record)
         content = reply.model_dump_json(by_alias=True, exclude_none=True).encode()
     else:
-        content = await services.in_codec_thread(render_image, record, wanted, media_type, alpha)
+        content = await services.in_codec_thread(render_image, record, wanted, media_type, query.alpha)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 
-@router.delete("/results/{result_id}", summary="Forget a result", status_code=204, responses=problems(404))
+@router.delete(
+    "/results/{result_id}",
+    summary="Forget a result",
+    status_code=204,
+    response_class=Response,
+    responses=problems(404, 422),
+)
 async def delete_result(result_id: str, services: ServicesDep) -> None:
     services.results.delete(result_id)
 

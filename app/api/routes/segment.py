@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, read_image
 from app.api.dependencies import Services, ServicesDep
 from app.api.disconnect import ClientLeft, while_connected
 from app.api.errors import problems
 from app.api.record import Record
-from app.api.rendering import DEFAULT_ALPHA, Format, choose_format, render_image, render_json
-from app.api.schemas import SegmentReply
+from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
+from app.api.schemas import ResultQuery, SegmentReply
 from app.errors import DeadlineExceeded
 from app.imaging import decode
 from app.results import new_id
@@ -22,17 +24,12 @@ from app.timings import Timings
 
 router = APIRouter()
 
-IMAGE_CONTENT: dict[str, dict[str, str]] = {media_type: {} for media_type in ("image/png", "image/jpeg", "image/webp")}
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
 
 
-class SegmentQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class SegmentQuery(ResultQuery):
     model: str | None = Field(None, description="Name of a model, of those at /models; else the default.")
-    format: Format | None = Field(None, description="Format of the reply; else `Accept` decides; JSON is the default.")
     attention: bool = Field(True, description="Keep what /attention/{id} needs.")
-    alpha: float = Field(DEFAULT_ALPHA, ge=0, le=1, description="Weight of the colours in an overlay.")
 
 
 @router.post(
@@ -57,12 +54,13 @@ async def segment(
     deadline = asyncio.get_running_loop().time() + allowed
     wanted, media_type = choose_format(query.format, accept)
     model = services.engine.spec(query.model or settings.default_model).name
+    services.engine.check_ready()
     timings = Timings()
-    with timings.stage("read"):
-        body = await _read(request, settings.max_body_bytes, deadline)
     try:
+        with timings.stage("read"):
+            body = await _read(request, settings.max_body_bytes, deadline)
         record = await while_connected(request, _run(services, timings, body, model, deadline, query.attention))
-    except ClientLeft:
+    except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     with timings.stage("encode"):
         content: bytes | SegmentReply
@@ -94,12 +92,14 @@ async def _run(
     timings.stages |= segmentation.timings.stages
     timings.modules = segmentation.timings.modules
     record = Record(new_id(), services.engine.spec(model), body, segmentation)
-    services.results.put(record.id, record)
-    return record
+    kept = services.results.put(record.id, record)
+    return record if kept else replace(record, kept=False)
 
 
 def _headers(record: Record, timings: Timings) -> dict[str, str]:
-    headers = {"X-Result-Id": record.id, "Server-Timing": timings.server_timing(), "Vary": "Accept"}
-    if record.segmentation.traces:
+    headers = {"Server-Timing": timings.server_timing(), "Vary": "Accept"}
+    if record.kept:
+        headers["X-Result-Id"] = record.id
+    if record.kept and record.segmentation.traces:
         headers["Link"] = f'</attention/{record.id}>; rel="attention"'
     return headers

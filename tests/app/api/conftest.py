@@ -7,7 +7,7 @@ import io
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,9 +203,11 @@ def dense_trace() -> Trace:
     return Trace("nl", 1, query, key, scale=8**-0.5)
 
 
-@pytest.fixture
-def held_device(services: Services) -> Iterator[threading.Event]:
-    """Keeps the device busy until the event is set, at the latest when the test ends."""
+@pytest_asyncio.fixture(loop_scope="session")
+async def held_device(services: Services) -> AsyncIterator[threading.Event]:
+    """Keeps the idle device busy until the event is set, at the latest when the test ends."""
+    # An earlier test's image may have been answered, as expired, and be on the device still.
+    await _until(lambda: not services.engine._scheduler.unfinished)
     gate = threading.Event()
     services.engine._device_thread.submit(gate.wait)
     yield gate
@@ -219,7 +221,7 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
 
 @pytest.fixture(scope="session")
-def post_and_leave() -> Callable[..., Awaitable[list[Message]]]:
+def post_and_leave() -> Callable[..., Coroutine[Any, Any, list[Message]]]:
     """`post_and_leave(app, chunks, leave)`: POST /segment by a client that hangs up once `leave` is set.
 
     Chunks announced but not sent make it hang up in the middle of its upload.

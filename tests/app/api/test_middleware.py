@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from app.api.middleware import RequestMiddleware
@@ -25,7 +25,7 @@ async def test_a_valid_id_comes_back(client: httpx.AsyncClient, given: str, path
 
 @pytest.mark.parametrize("given", [None, "", "x" * 65, "two words", "a/b", '"', "ü", "a\tb", "a;b"])
 async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str | None) -> None:
-    headers = {} if given is None else {"x-request-id": given.encode("latin-1")}
+    headers = [] if given is None else [(b"x-request-id", given.encode("latin-1"))]
     ids = {(await client.get("/health", headers=headers)).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(len(found) == 32 and found.isalnum() for found in ids)
@@ -35,12 +35,13 @@ async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str | Non
 async def broken(serve: Callable[..., AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
     """An app of which two routes have bugs: one before it answers, one midway."""
     async with serve(start=False) as served:
+        app: FastAPI = served.app
 
-        @served.app.get("/broken/{name}", include_in_schema=False)
+        @app.get("/broken/{name}", include_in_schema=False)
         async def raises(name: str) -> None:
             raise RuntimeError("secret words")
 
-        @served.app.get("/midway", include_in_schema=False)
+        @app.get("/midway", include_in_schema=False)
         async def midway() -> StreamingResponse:
             async def chunks() -> AsyncIterator[bytes]:
                 yield b"half"
@@ -87,7 +88,7 @@ async def test_other_protocols_pass() -> None:
         passed.extend(arguments)
 
     async def receive() -> dict[str, Any]:
-        return await asyncio.Event().wait() or {}
+        return {}
 
     async def send(message: object) -> None: ...
 

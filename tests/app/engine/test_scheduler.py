@@ -298,7 +298,6 @@ def test_the_predicted_wait_is_what_runs_and_what_waits() -> None:
     assert scheduler.predicted_wait(3.0) == pytest.approx(full + rest)
 
 
-@pytest.mark.xfail(reason="Scheduler._cost reckons with max_batch_size where the pixel limit makes batches smaller")
 def test_the_predicted_wait_knows_of_the_pixel_limit() -> None:
     scheduler = learnt(POLICY, LARGE)  # two a batch
     submitted(scheduler, *[LARGE] * 4)

@@ -73,8 +73,9 @@ async def test_an_old_result_is_gone(
 ) -> None:
     async with serve(result_ttl=1e-6) as (_, client, _):
         posted = (await client.post("/segment", content=street)).json()
-        for path in posted["links"].values():
-            assert_problem(await client.get(path, params={"x": 0, "y": 0}), 404, "result-expired")
+        links = {**posted["links"], "attention": posted["links"]["attention"] + "?x=0&y=0"}
+        for path in links.values():
+            assert_problem(await client.get(path), 404, "result-expired")
 
 
 async def test_a_result_that_finds_no_place_is_not_linked(

@@ -1,0 +1,143 @@
+"""POST /segment when it can't be answered at once: deadlines, a full queue, no engine, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.dependencies import Services
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+Served = tuple[FastAPI, httpx.AsyncClient, Services]
+
+
+def one_runs(services: Services) -> bool:
+    """One image is on the held device, and none waits for it."""
+    return len(services.engine._scheduler.unfinished) == 1 and services.engine.queue_size == 0
+
+
+async def test_a_deadline_that_cannot_be_met(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.001"})
+    kinds = {429: "deadline-unreachable", 504: "deadline-exceeded"}
+    assert_problem(reply, reply.status_code, kinds[reply.status_code])
+
+
+async def test_a_deadline_passes_while_the_device_is_busy(
+    client: httpx.AsyncClient, held_device: threading.Event, street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.2"})
+    assert_problem(reply, 504, "deadline-exceeded")
+
+
+async def test_a_client_may_not_ask_for_more_time_than_the_setting(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    async with serve(request_timeout=0.001) as (_, client, _):
+        reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "60"})
+        assert_problem(reply, 504, "deadline-exceeded")
+
+
+async def test_a_body_that_does_not_come_in_time(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], assert_problem: Callable[..., None]
+) -> None:
+    async def endless() -> Any:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async with serve() as (_, client, _):
+        reply = await client.post("/segment", content=endless(), headers={"x-request-timeout-seconds": "0.05"})
+        assert_problem(reply, 504, "deadline-exceeded")
+        assert "body" in reply.json()["detail"]
+
+
+async def test_a_full_queue(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    until: Until,
+    street: bytes,
+    assert_problem: Callable[..., None],
+) -> None:
+    async with serve(max_batch_size=1, max_queue_size=1) as (_, client, services):
+        gate = threading.Event()
+        services.engine._device_thread.submit(gate.wait)
+        try:
+            running = asyncio.create_task(client.post("/segment", content=street))
+            await until(lambda: one_runs(services))
+            waiting = asyncio.create_task(client.post("/segment", content=street))
+            await until(lambda: services.engine.queue_size == 1)
+            refused = await client.post("/segment", content=street)
+        finally:
+            gate.set()
+        assert_problem(refused, 429, "queue-full", limit=1, actual=2)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert [reply.status_code for reply in await asyncio.gather(running, waiting)] == [200, 200]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["loading", "draining"])
+async def test_not_ready(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    street: bytes,
+    assert_problem: Callable[..., None],
+    stopped: bool,
+) -> None:
+    async with serve(start=False) as (_, client, services):
+        if stopped:
+            await services.engine.stop(0.1)
+        reply = await client.post("/segment", content=street)
+        assert_problem(reply, 503, "not-ready", retry_after=1)
+        assert ("draining" if stopped else "loading") in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [[], [{"body": b"half of", "more_body": True}]], ids=["at once", "midway"])
+async def test_a_client_that_leaves_while_it_uploads(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    post_and_leave: Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]],
+    body: list[dict[str, Any]],
+) -> None:
+    async with serve() as (app, _, services):
+        leave = asyncio.Event()
+        leave.set()
+        sent = await post_and_leave(app, body, leave)
+        # No bug of ours: the metrics must not show an internal error.
+        assert sent[0]["status"] == 499
+        labels = {"method": "POST", "route": "/segment", "status": "499"}
+        assert services.metrics.registry.get_sample_value("seglens_http_requests_total", labels) == 1
+
+
+@pytest.mark.parametrize("which", ["running", "waiting"])
+async def test_a_client_that_leaves_is_not_noticed_by_others(
+    served: Served,
+    held_device: threading.Event,
+    until: Until,
+    post_and_leave: Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]],
+    street: bytes,
+    which: str,
+) -> None:
+    app, client, services = served
+
+    def cancelled() -> float:
+        labels = {"model": services.settings.default_model, "outcome": "cancelled"}
+        return services.metrics.registry.get_sample_value("seglens_images_total", labels) or 0
+
+    before, leave = cancelled(), asyncio.Event()
+    leaves = post_and_leave(app, [{"body": street}], leave)
+    stays = client.post("/segment", content=street)
+    tasks: list[asyncio.Task[Any]] = []
+    for request in (leaves, stays) if which == "running" else (stays, leaves):
+        tasks.append(asyncio.create_task(request))
+        await until(lambda: one_runs(services) if len(tasks) == 1 else services.engine.queue_size == 1)
+    leaver, stayer = tasks if which == "running" else tasks[::-1]
+    leave.set()
+    assert (await leaver)[0]["status"] == 499
+    assert cancelled() == before + 1
+    assert services.engine.queue_size == (1 if which == "running" else 0)
+    held_device.set()
+    assert (await stayer).status_code == 200
