@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -22,8 +22,16 @@ class Scores:
 
     def to_json(self) -> str:
         # JSON knows no NaN.
-        known = [None if math.isnan(iou) else iou for iou in self.iou]
-        return json.dumps({**asdict(self), "iou": known}, indent=2, allow_nan=False)
+        known = {
+            "miou": _or_none(self.miou),
+            "accuracy": _or_none(self.accuracy),
+            "iou": [_or_none(iou) for iou in self.iou],
+        }
+        return json.dumps(known, indent=2, allow_nan=False)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def confusion_matrix(mask: Tensor, ids: Tensor, num_classes: int) -> Tensor:

@@ -37,30 +37,37 @@ def load_split(root: Path, split: str, labels: Labels) -> list[Sample]:
 
     Raises:
         FileNotFoundError: an image or mask is missing
-        LabelsError: image and mask differ in size, or the mask has a value that is neither a class nor ignored
+        LabelsError: there are no images, an image and its mask differ in size, or the mask has a value that is
+            neither a class nor ignored
     """
     listed = root / f"{split}.txt"
-    if listed.exists():
-        names = listed.read_text().split()
-    else:
-        names = sorted(path.stem for path in (root / split).iterdir() if path.suffix in SUFFIXES)
-    return [_load_sample(root, split, name, labels) for name in names]
+    images = {path.stem: path for path in sorted((root / split).iterdir()) if path.suffix.lower() in SUFFIXES}
+    names = _names(listed) if listed.exists() else list(images)
+    if not names:
+        raise LabelsError(f"{root / split}: no images there ({', '.join(SUFFIXES)})")
+    for name in names:
+        if name not in images:
+            raise FileNotFoundError(f"no image {root / split / name} with any of {', '.join(SUFFIXES)}")
+    return [_load_sample(images[name], root / f"{split}annot" / f"{name}.png", labels) for name in names]
 
 
-def _load_sample(root: Path, split: str, name: str, labels: Labels) -> Sample:
-    candidates = [root / split / f"{name}{suffix}" for suffix in SUFFIXES]
-    path = next((path for path in candidates if path.exists()), None)
-    if path is None:
-        raise FileNotFoundError(f"no image {root / split / name} with any of {', '.join(SUFFIXES)}")
-    image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
-    mask_path = root / f"{split}annot" / f"{name}.png"
-    mask = torch.from_numpy(np.array(Image.open(mask_path)))
+def _names(listed: Path) -> list[str]:
+    return [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+
+
+def _load_sample(path: Path, mask_path: Path, labels: Labels) -> Sample:
+    try:
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+        # Masks come in 1, 8 and 16 bits; a common type makes their values comparable.
+        mask = torch.from_numpy(np.array(Image.open(mask_path)).astype(np.int64))
+    except SyntaxError as exc:  # so Pillow calls a broken chunk of a PNG
+        raise LabelsError(f"{path} or its mask {mask_path} is broken: {exc}") from exc
     if mask.shape != image.shape[:2]:
         raise LabelsError(
             f"{path} is {_by(image.shape[:2])}, but {mask_path} {_by(mask.shape)}; a mask has one channel, and its "
             "image's size"
         )
-    return Sample(name, image, _with_ignored(mask, mask_path, labels))
+    return Sample(path.stem, image, _with_ignored(mask, mask_path, labels))
 
 
 def _with_ignored(mask: Tensor, path: Path, labels: Labels) -> Tensor:
@@ -71,7 +78,7 @@ def _with_ignored(mask: Tensor, path: Path, labels: Labels) -> Tensor:
             f"{path}: value {min(wrong)} is no class (0 to {labels.count - 1}) and not ignored "
             f"({', '.join(map(str, sorted(labels.ignored))) or 'nothing is'})"
         )
-    ignored = torch.isin(mask, torch.tensor(sorted(labels.ignored), dtype=mask.dtype))
+    ignored = torch.isin(mask, torch.tensor(sorted(labels.ignored), dtype=torch.int64))
     return torch.where(ignored, IGNORE, mask).to(torch.uint8)
 
 

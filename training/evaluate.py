@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--labels", type=Path, help="YAML or JSON with names, palette, ignore; CamVid's if absent")
-    parser.add_argument("--scales", type=float, nargs="+", help="average over these factors on the input size")
+    parser.add_argument("--scales", type=_factor, nargs="+", help="average over these factors on the input size")
     parser.add_argument("--flip", action="store_true", help="average over mirror images too")
     parser.add_argument("--confusion", type=Path, help="PNG to draw the confusion matrix to")
     try:
@@ -61,7 +61,18 @@ def main() -> int:
     return 0
 
 
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 10:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 10")
+    return value
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.confusion and (
+        arguments.confusion.suffix.lower() != ".png" or not arguments.confusion.parent.is_dir()
+    ):
+        raise LabelsError(f"--confusion {arguments.confusion}: needs the name of a PNG in a folder that exists")
     labels = load_labels(arguments.labels) if arguments.labels else CAMVID_LABELS
     checkpoint = read_checkpoint(arguments.weights)
     segmentor = load_segmentor(arguments.weights)

@@ -35,25 +35,56 @@ CAMVID_LABELS = Labels(CAMVID, frozenset({len(CAMVID.names)}))
 
 
 def load_labels(path: Path) -> Labels:
-    """Read `names`, `palette` (RGB) and optionally `ignore` (255 if absent) from YAML, of which JSON is a part.
+    """Read `names`, `palette` (RGB) and optionally `ignore` ([255] if absent) from YAML, of which JSON is a part.
 
     Raises:
-        LabelsError: not that, or as many colours as names are not there
+        LabelsError: the file is not that; the message names the value
     """
     try:
         content = yaml.safe_load(path.read_text())
-        names = tuple(str(name) for name in content["names"])
-        palette = tuple((int(red), int(green), int(blue)) for red, green, blue in content["palette"])
-        ignored = frozenset(int(value) for value in content.get("ignore", [255]))
-    except (OSError, yaml.YAMLError) as exc:
-        raise LabelsError(f"{path}: {exc}") from exc
-    except (KeyError, TypeError, ValueError) as exc:
-        raise LabelsError(f"{path}: needs names, palette (RGB triples) and, if need be, ignore: {exc!r}") from exc
-    if not 2 <= len(names) <= 255 or len(palette) != len(names):
-        raise LabelsError(f"{path}: {len(names)} names and {len(palette)} colours; 2 to 255 of both, alike in number")
-    if bad := [color for color in palette if not all(0 <= part <= 255 for part in color)]:
-        raise LabelsError(f"{path}: {bad[0]} is no colour; its parts go from 0 to 255")
-    return Labels(ClassSet(names, palette), ignored)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise LabelsError(f"{path}: {' '.join(str(exc).split())}") from exc
+    if not isinstance(content, dict) or not {"names", "palette"} <= content.keys():
+        raise LabelsError(f"{path}: needs names and palette, and may have ignore")
+    names, palette, ignored = content["names"], content["palette"], content.get("ignore", [IGNORED])
+    for key, value, check in (
+        ("names", names, _is_name),
+        ("palette", palette, _is_color),
+        ("ignore", ignored, _is_byte),
+    ):
+        if not isinstance(value, list):
+            raise LabelsError(f"{path}: {key} is {value!r}, not a list")
+        for item in value:
+            if not check(item):
+                raise LabelsError(f"{path}: {key} holds {item!r}; {RULES[key]}")
+    if not 2 <= len(names) <= IGNORED or len(palette) != len(names) or len(set(names)) != len(names):
+        raise LabelsError(
+            f"{path}: {len(set(names))} different names of {len(names)}, {len(palette)} colours; "
+            f"2 to {IGNORED} of each, alike in number"
+        )
+    if classes := sorted(value for value in ignored if value < len(names)):
+        raise LabelsError(f"{path}: ignore holds {classes[0]}, which is the id of {names[classes[0]]!r}")
+    return Labels(ClassSet(tuple(names), tuple(tuple(color) for color in palette)), frozenset(ignored))
+
+
+IGNORED = 255
+RULES = {
+    "names": "a name is a text",
+    "palette": "a colour is three numbers from 0 to 255",
+    "ignore": "a mask's value is a number from 0 to 255",
+}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_byte(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255
+
+
+def _is_color(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
 
 
 def to_json(classes: ClassSet) -> str:

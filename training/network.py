@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -39,7 +40,11 @@ def new_segmentor(head: HeadName, num_classes: int, backbone: Path | None, outpu
     """
     net = MobileNetV2(output_stride=output_stride)
     if backbone is not None:
-        load_torchvision(net, load_file(backbone))
+        try:
+            load_torchvision(net, load_file(backbone))
+        # Tensors of another network fail in as many ways as there are networks.
+        except (SafetensorError, ValueError, IndexError, RuntimeError, OSError) as exc:
+            raise ValueError(f"{backbone}: no weights of a torchvision MobileNetV2: {exc}") from exc
     fold_batch_norm(net.eval())
     return Segmentor(net, _new_head(head, num_classes), Decoder(CHANNELS, FINE_CHANNELS, DECODER_CHANNELS))
 

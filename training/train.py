@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +49,14 @@ class Recipe:
 
 
 class Trainer:
-    def __init__(self, recipe: Recipe, samples: list[Sample], num_classes: int, backbone: Path | None) -> None:
+    def __init__(self, recipe: Recipe, samples: list[Sample], labels: Labels, backbone: Path | None) -> None:
         if len(samples) < recipe.batch_size:
             raise ValueError(f"{len(samples)} training samples are fewer than one batch of {recipe.batch_size}")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.labels = labels
+        num_classes = labels.count
         self.preprocessing = preprocessing_for(samples)
         self.segmentor = new_segmentor(recipe.head, num_classes, backbone, recipe.output_stride)
         self.segmentor.to(self.device).use_channels_last()
@@ -144,6 +146,11 @@ class Trainer:
             if kept.is_floating_point():
                 kept.lerp_(new, 1 - decay)
 
+    def _description(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began."""
+        ignored = sorted(self.labels.ignored)
+        return {**asdict(self.recipe), "classes": to_json(self.labels.classes), "ignored": ignored}
+
     def save(self, path: Path) -> None:
         state = {
             "segmentor": self.segmentor.state_dict(),
@@ -151,7 +158,7 @@ class Trainer:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "recipe": asdict(self.recipe),
+            "run": self._description(),
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
@@ -160,11 +167,15 @@ class Trainer:
     def load(self, path: Path) -> None:
         """
         Raises:
-            ValueError: the run was started with another recipe
+            ValueError: not a file of ours, or the run was started with another recipe or other labels
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} was written with the recipe {state['recipe']}, not {asdict(self.recipe)}")
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            run = state["run"]
+        except Exception as exc:
+            raise ValueError(f"{path} is damaged, or not from this program ({type(exc).__name__})") from exc
+        if run != self._description():
+            raise ValueError(f"{path} belongs to the run {run}, not {self._description()}")
         self.segmentor.load_state_dict(state["segmentor"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         self.averaged.load_state_dict(state["averaged"])
@@ -181,7 +192,7 @@ def train(recipe: Recipe, data: Path, labels: Labels, backbone: Path | None, out
     """Train, or go on training, on a data set's `train` split, and write the averaged weights to `output`."""
     output.mkdir(parents=True, exist_ok=True)
     validation = load_split(data, "val", labels)
-    trainer = Trainer(recipe, load_split(data, "train", labels), labels.count, backbone)
+    trainer = Trainer(recipe, load_split(data, "train", labels), labels, backbone)
     if (output / "last.pt").exists():
         trainer.load(output / "last.pt")
     for epoch in range(trainer.step // trainer.steps_per_epoch, recipe.epochs):
@@ -210,9 +221,9 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path, help="torchvision-named MobileNetV2 weights (safetensors)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--head", choices=get_args(HeadName), default=defaults.head)
-    parser.add_argument("--epochs", type=int, default=defaults.epochs)
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
-    parser.add_argument("--crop", type=int, default=defaults.crop, help="side of the square crops, in pixels")
+    parser.add_argument("--epochs", type=positive, default=defaults.epochs)
+    parser.add_argument("--batch-size", type=positive, default=defaults.batch_size)
+    parser.add_argument("--crop", type=positive, default=defaults.crop, help="side of the square crops, in pixels")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     try:
         _train(parser.parse_args())
@@ -220,6 +231,13 @@ def main() -> int:
         print(f"train: {exc}", file=sys.stderr)
         return 1
     return 0
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -58,6 +58,11 @@ def test_json_has_null_for_a_class_that_never_occurs() -> None:
     assert "NaN" not in written
 
 
+def test_json_has_null_where_nothing_is_labelled() -> None:
+    written = scores(torch.zeros(2, 2, dtype=torch.int64)).to_json()
+    assert json.loads(written) == {"miou": None, "accuracy": None, "iou": [None, None]}
+
+
 def brightness(picture: Image.Image) -> list[list[int]]:
     """Of each cell, beside its text."""
     corners = range(MARGIN + 3, picture.width, CELL)

@@ -23,11 +23,11 @@ GEOMETRY = Augmentation(crop=(64, 64), brightness=0, contrast=0)
 PADDING = 128
 
 
-def write_sample(root: Path, image: Image.Image, mask: Image.Image) -> None:
+def write_sample(root: Path, image: Image.Image, mask: Image.Image, name: str = "only.png") -> None:
     for folder in ("train", "trainannot"):
         (root / folder).mkdir()
     (root / "train.txt").write_text("only\n")
-    image.save(root / "train" / "only.png")
+    image.save(root / "train" / name)
     mask.save(root / "trainannot" / "only.png")
 
 
@@ -96,6 +96,57 @@ def test_palette_mask_is_read_as_ids(tmp_path: Path) -> None:
     assert torch.equal(sample.mask, torch.from_numpy(ids))
 
 
+def test_mask_of_one_bit_is_read_as_two_classes(tmp_path: Path) -> None:
+    ids = np.arange(12).reshape(3, 4) % 3 == 0
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.fromarray(ids))
+    with Image.open(tmp_path / "trainannot" / "only.png") as stored:
+        assert stored.mode == "1"
+    [sample] = load_split(tmp_path, "train", labels_with(2))
+    assert torch.equal(sample.mask, torch.from_numpy(ids.astype(np.uint8)))
+
+
+def test_mask_of_sixteen_bits_is_read_as_ids(tmp_path: Path) -> None:
+    ids = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.fromarray(ids))
+    [sample] = load_split(tmp_path, "train", labels_with(11, 11))
+    assert torch.equal(sample.mask, torch.from_numpy(np.where(ids == 11, IGNORE, ids).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("value", [256, 65535])
+def test_value_above_a_byte_is_refused_not_cut_to_one(value: int, tmp_path: Path) -> None:
+    mask = Image.fromarray(np.full((3, 4), value, dtype=np.uint16))
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), mask)
+    with pytest.raises(LabelsError, match=rf"only\.png: value {value} is no class"):
+        load_split(tmp_path, "train", labels_with(3, 255))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["only.JPG", "only.Jpeg", "only.PNG"])
+def test_suffix_may_be_in_capitals(name: str, listed: bool, tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (4, 3)), name)
+    if not listed:
+        (tmp_path / "train.txt").unlink()
+    assert [sample.name for sample in load_split(tmp_path, "train", CAMVID_LABELS)] == ["only"]
+
+
+def test_listed_name_may_have_a_space(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (4, 3)))
+    (tmp_path / "train" / "only.png").rename(tmp_path / "train" / "field 1.png")
+    (tmp_path / "trainannot" / "only.png").rename(tmp_path / "trainannot" / "field 1.png")
+    (tmp_path / "train.txt").write_bytes(b"field 1\r\n")
+    assert [sample.name for sample in load_split(tmp_path, "train", CAMVID_LABELS)] == ["field 1"]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_split_without_an_image_is_refused(listed: bool, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "notes.md").touch()
+    if listed:
+        (tmp_path / "train.txt").touch()
+    with pytest.raises(LabelsError, match=r"/train: no images there \(\.jpg, \.jpeg, \.png\)$"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
+
+
 def test_grey_image_is_read_as_rgb(tmp_path: Path) -> None:
     write_sample(tmp_path, Image.new("L", (4, 3), 9), Image.new("L", (4, 3)))
     [sample] = load_split(tmp_path, "train", CAMVID_LABELS)
@@ -142,6 +193,12 @@ def test_class_frequencies_are_shares_of_the_labelled_pixels() -> None:
     masks = torch.tensor([[[0, 0], [2, IGNORE]], [[0, IGNORE], [IGNORE, IGNORE]]], dtype=torch.uint8)
     frequencies = class_frequencies([Sample("", image, mask) for mask in masks], 4)
     assert frequencies.tolist() == [0.75, 0, 0.25, 0]
+
+
+def test_masks_without_a_labelled_pixel_are_refused() -> None:
+    blank = Sample("", torch.zeros(2, 2, 3, dtype=torch.uint8), torch.full((2, 2), IGNORE, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="not one labelled pixel in 3 masks"):
+        class_frequencies([blank] * 3, 4)
 
 
 def test_class_frequencies_of_a_split_sum_to_one(data_set: Path) -> None:

@@ -57,21 +57,38 @@ def test_what_a_header_keeps_is_read_back(classes: ClassSet, tmp_path: Path) -> 
     assert load_labels(tmp_path / "labels.json").classes == classes
 
 
+FORM = "needs names and palette, and may have ignore"
+TEXT = "a name is a text"
+COLOUR = "a colour is three numbers from 0 to 255"
+BYTE = "a mask's value is a number from 0 to 255"
 WRONG = {
-    "no names": ({"palette": CONTENT["palette"]}, "'names'"),
-    "no palette": ({"names": CONTENT["names"]}, "'palette'"),
-    "no mapping": (["soil", "crop"], "needs names, palette"),
-    "nothing": (None, "needs names, palette"),
-    "a colour by name": ({**CONTENT, "palette": ["red", "lime", "blue"]}, "'r'"),
-    "a colour of two parts": ({**CONTENT, "palette": [[1, 2]] * 3}, "RGB triples"),
-    "a colour of four parts": ({**CONTENT, "palette": [[1, 2, 3, 4]] * 3}, "RGB triples"),
-    "a part above 255": ({**CONTENT, "palette": [[0, 0, 0], [0, 256, 0], [1, 1, 1]]}, "(0, 256, 0) is no colour"),
-    "a part below 0": ({**CONTENT, "palette": [[0, 0, 0], [0, 0, 0], [1, -1, 1]]}, "(1, -1, 1) is no colour"),
-    "a colour too few": ({**CONTENT, "palette": [[0, 0, 0]] * 2}, "3 names and 2 colours"),
-    "one class": ({"names": ["soil"], "palette": [[0, 0, 0]]}, "1 names and 1 colours; 2 to 255"),
-    "256 classes": ({"names": [*range(256)], "palette": [[0, 0, 0]] * 256}, "256 names and 256 colours; 2 to 255"),
-    "one value to ignore": ({**CONTENT, "ignore": 255}, "ignore"),
-    "a word to ignore": ({**CONTENT, "ignore": ["void"]}, "'void'"),
+    "no names": ({"palette": CONTENT["palette"]}, FORM),
+    "no palette": ({"names": CONTENT["names"]}, FORM),
+    "no mapping": (["soil", "crop"], FORM),
+    "nothing": (None, FORM),
+    "names in one text": ({**CONTENT, "names": "soil crop weed"}, "names is 'soil crop weed', not a list"),
+    "a palette by name": ({**CONTENT, "palette": {"soil": [1, 2, 3]}}, "palette is {'soil': [1, 2, 3]}, not a list"),
+    "one value to ignore": ({**CONTENT, "ignore": 255}, "ignore is 255, not a list"),
+    "ignore left blank": ({**CONTENT, "ignore": None}, "ignore is None, not a list"),
+    "a number for a name": ({**CONTENT, "names": ["soil", 2, "weed"]}, f"names holds 2; {TEXT}"),
+    "a truth value for a name": ({**CONTENT, "names": ["soil", False, "weed"]}, f"names holds False; {TEXT}"),
+    "a colour by name": ({**CONTENT, "palette": ["red", "lime", "blue"]}, f"palette holds 'red'; {COLOUR}"),
+    "a colour of two parts": ({**CONTENT, "palette": [[1, 2]] * 3}, f"palette holds [1, 2]; {COLOUR}"),
+    "a colour of four parts": ({**CONTENT, "palette": [[1, 2, 3, 4]] * 3}, f"palette holds [1, 2, 3, 4]; {COLOUR}"),
+    "a part above 255": ({**CONTENT, "palette": [[0, 0, 0], [0, 256, 0], [1, 1, 1]]}, f"holds [0, 256, 0]; {COLOUR}"),
+    "a part below 0": ({**CONTENT, "palette": [[0, 0, 0], [0, 0, 0], [1, -1, 1]]}, f"holds [1, -1, 1]; {COLOUR}"),
+    "a fraction": ({**CONTENT, "palette": [[0, 0.5, 0]] * 3}, f"palette holds [0, 0.5, 0]; {COLOUR}"),
+    "a word to ignore": ({**CONTENT, "ignore": ["void"]}, f"ignore holds 'void'; {BYTE}"),
+    "a truth value to ignore": ({**CONTENT, "ignore": [True]}, f"ignore holds True; {BYTE}"),
+    "256 to ignore": ({**CONTENT, "ignore": [255, 256]}, f"ignore holds 256; {BYTE}"),
+    "a class to ignore": ({**CONTENT, "ignore": [255, 2, 1]}, "ignore holds 1, which is the id of 'crop'"),
+    "a name twice": ({**CONTENT, "names": ["soil", "crop", "soil"]}, "2 different names of 3, 3 colours; 2 to 255"),
+    "a colour too few": ({**CONTENT, "palette": [[0, 0, 0]] * 2}, "3 different names of 3, 2 colours"),
+    "one class": ({"names": ["soil"], "palette": [[0, 0, 0]]}, "1 different names of 1, 1 colours; 2 to 255"),
+    "256 classes": (
+        {"names": [str(index) for index in range(256)], "palette": [[0, 0, 0]] * 256},
+        "256 different names of 256, 256 colours; 2 to 255",
+    ),
 }
 
 
@@ -83,16 +100,34 @@ def test_wrong_content_is_refused_with_file_and_value(content: object, said: str
         load_labels(path)
 
 
+def test_yaml_s_no_is_not_taken_for_a_name(tmp_path: Path) -> None:
+    (tmp_path / "labels.yaml").write_text("names: [soil, no]\npalette: [[0, 0, 0], [1, 1, 1]]\n")
+    with pytest.raises(LabelsError, match="names holds False; a name is a text"):
+        load_labels(tmp_path / "labels.yaml")
+
+
+def test_most_classes_that_a_mask_can_hold_beside_255(tmp_path: Path) -> None:
+    content = {"names": [str(index) for index in range(255)], "palette": [[0, 0, 0]] * 255}
+    labels = load_labels(written(content, tmp_path))
+    assert (labels.count, labels.ignored) == (255, frozenset({255}))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"names: [soil, crop", "line 1"), (b"{names: ", "expected"), (b"names: \xff\xfe", "utf-8")],
-    ids=["yaml", "json", "bytes"],
+    [
+        (b"names: [soil, crop", "line 1"),
+        (b"names: [soil]\n  palette: [", "line 2"),
+        (b"{names: ", "expected"),
+        (b"names: \xff\xfe", "utf-8"),
+    ],
+    ids=["yaml", "indented", "json", "bytes"],
 )
-def test_file_that_cannot_be_parsed_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+def test_file_that_cannot_be_parsed_is_refused_on_one_line(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "labels.yaml"
     path.write_bytes(content)
-    with pytest.raises(LabelsError, match=f"(?s)^{re.escape(str(path))}: .*{said}"):
+    with pytest.raises(LabelsError) as refusal:
         load_labels(path)
+    assert re.fullmatch(f"{re.escape(str(path))}: .*{said}.*", str(refusal.value))  # `.` is no line break
 
 
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_counts_of_batches_are_ignored() -> None:
     assert torch.equal(net.state_dict()["stem.conv.weight"], state["features.0.0.weight"])
 
 
+@pytest.mark.parametrize("content", [b"", b"no weights at all"])
+def test_file_that_is_no_safetensors_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "backbone.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"/backbone\.safetensors: .*header"):
+        new_segmentor("fcn", 11, tmp_path / "backbone.safetensors", 16)
+
+
 @needs_real
 def test_pretrained_file_fits() -> None:
     state, net = load_file(REAL), MobileNetV2()

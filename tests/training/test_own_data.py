@@ -163,6 +163,39 @@ def test_confusion_is_drawn_where_asked(evaluated: Callable[..., str], tmp_path:
         assert (picture.format, picture.size) == ("PNG", (MARGIN + 3 * CELL, MARGIN + 3 * CELL))
 
 
+@pytest.mark.parametrize("place", ["confusion.jpg", "confusion", "absent/confusion.png"])
+def test_place_where_no_confusion_can_be_drawn_is_refused_first(
+    place: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (tmp_path / "absent.safetensors", "--data", tmp_path, "--confusion", tmp_path / place)
+    assert run("evaluate", *arguments) == 1
+    said = f"evaluate: --confusion {tmp_path / place}: needs the name of a PNG in a folder that exists\n"
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [
+        *(("train", f"{name}=0", "0 is not above 0") for name in ("--epochs", "--batch-size", "--crop")),
+        ("train", "--epochs=-1", "-1 is not above 0"),
+        ("train", "--crop=1.5", "invalid"),
+        *(("evaluate", f"--scales={value}", "is not between 0 and 10") for value in ("0", "-1", "10", "inf", "nan")),
+        ("evaluate", "--scales=large", "invalid"),
+    ],
+)
+def test_option_out_of_range_is_a_usage_error(
+    command: str, option: str, said: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--output", tmp_path / "out") if command == "train" else (tmp_path / "weights.safetensors",)
+    with pytest.raises(SystemExit) as end:
+        run(command, *place, "--data", tmp_path, option)
+    assert end.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"{command}: error: argument {option.split('=')[0]}: ")
+    assert said in last
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def spoilt(fields: Path, tmp_path: Path) -> Path:
     return shutil.copytree(fields, tmp_path / "spoilt")
@@ -199,6 +232,35 @@ def test_missing_file_is_one_sentence(
 def test_missing_split_is_one_sentence(command: str, spoilt: Path, refused: Callable[[str, Path], str]) -> None:
     shutil.rmtree(spoilt / "val")
     assert str(spoilt / "val") in refused(command, spoilt)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_empty_split_is_one_sentence(command: str, spoilt: Path, refused: Callable[[str, Path], str]) -> None:
+    for path in (spoilt / "val").iterdir():
+        path.unlink()
+    assert f"{spoilt / 'val'}: no images there" in refused(command, spoilt)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_labels_that_are_no_yaml_are_one_sentence(
+    command: str, spoilt: Path, refused: Callable[[str, Path], str]
+) -> None:
+    (spoilt / "labels.yaml").write_text("names: [soil\npalette: {")
+    assert f"{spoilt / 'labels.yaml'}: while parsing" in refused(command, spoilt)
+
+
+@pytest.mark.parametrize("kind", ["last.pt", "--backbone"])
+def test_junk_instead_of_weights_is_one_sentence(
+    kind: str, run: Run, fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junk = tmp_path / "last.pt"  # which is where training looks for a run to go on with
+    junk.write_bytes(b"no weights at all")
+    output, options = (tmp_path, ()) if kind == "last.pt" else (tmp_path / "out", ("--backbone", junk))
+    data = ("--data", fields, "--labels", fields / "labels.yaml")
+    assert run("train", *data, "--output", output, *SHORT, *options) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith(f"train: {junk}")
 
 
 def test_weights_for_other_classes_are_one_sentence(

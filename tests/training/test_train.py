@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from models import load_segmentor
+from models.classes import CAMVID, ClassSet
 from models.heads.ann import ANNHead
 from training.data import IGNORE, Augmentation, Sample, TrainingSet, class_frequencies, load_split
-from training.labels import CAMVID_LABELS
+from training.labels import CAMVID_LABELS, Labels
 from training.network import HeadName
 from training.train import Recipe, Trainer, main, train
 
@@ -22,7 +23,7 @@ SHORT = Recipe(epochs=2, batch_size=2, crop=64, warmup_steps=1, drawn_share=0.25
 
 
 def new_trainer(recipe: Recipe, data: Path) -> Trainer:
-    return Trainer(recipe, load_split(data, "train", CAMVID_LABELS), 11, None)
+    return Trainer(recipe, load_split(data, "train", CAMVID_LABELS), CAMVID_LABELS, None)
 
 
 def test_loss_falls_and_every_tenth_epoch_is_validated(
@@ -57,8 +58,48 @@ def test_interrupted_training_ends_with_the_same_weights(data_set: Path, tmp_pat
 
 def test_resuming_with_another_recipe_is_refused(data_set: Path, tmp_path: Path) -> None:
     new_trainer(SHORT, data_set).save(tmp_path / "last.pt")
-    with pytest.raises(ValueError, match=r"last\.pt was written with .*'seed': 0.*, not .*'seed': 1"):
+    with pytest.raises(ValueError, match=r"last\.pt belongs to the run .*'seed': 0.*, not .*'seed': 1"):
         train(replace(SHORT, seed=1), data_set, CAMVID_LABELS, None, tmp_path)
+
+
+SKY_RENAMED = ClassSet(("heaven", *CAMVID.names[1:]), CAMVID.palette)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (replace(CAMVID_LABELS, classes=SKY_RENAMED), 'sky.*, not .*"heaven"'),
+        (replace(CAMVID_LABELS, ignored=frozenset({11, 255})), r"'ignored': \[11\]\}, not .*'ignored': \[11, 255\]"),
+    ],
+    ids=["classes", "ignored"],
+)
+def test_resuming_with_other_labels_is_refused(labels: Labels, said: str, data_set: Path, tmp_path: Path) -> None:
+    new_trainer(SHORT, data_set).save(tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=rf"last\.pt belongs to the run .*{said}"):
+        train(SHORT, data_set, labels, None, tmp_path)
+
+
+def spoil(path: Path, how: str) -> None:
+    match how:
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("not written by this program")
+        case "cut off":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        case "a tensor":
+            torch.save(torch.zeros(3), path)
+        case "without a run":
+            torch.save({"recipe": {}}, path)
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut off", "a tensor", "without a run"])
+def test_damaged_state_is_refused_by_name(how: str, data_set: Path, tmp_path: Path) -> None:
+    trainer = new_trainer(replace(SHORT, head="fcn"), data_set)
+    trainer.save(tmp_path / "last.pt")
+    spoil(tmp_path / "last.pt", how)
+    with pytest.raises(ValueError, match=r"/last\.pt is damaged, or not from this program \(\w+\)$"):
+        trainer.load(tmp_path / "last.pt")
 
 
 def test_fewer_samples_than_a_batch_are_refused(data_set: Path) -> None:
@@ -114,7 +155,7 @@ def test_finished_training_is_not_repeated(data_set: Path, tmp_path: Path) -> No
 
 def test_rare_classes_weigh_more(data_set: Path) -> None:
     samples = load_split(data_set, "train", CAMVID_LABELS)
-    weights = Trainer(SHORT, samples, 11, None).class_weights.cpu()
+    weights = Trainer(SHORT, samples, CAMVID_LABELS, None).class_weights.cpu()
     assert weights.mean().item() == pytest.approx(1)
     rarest_first = class_frequencies(samples, 11).argsort()
     assert weights[rarest_first].diff().max() <= 0

@@ -1,0 +1,103 @@
+"""The main job, end to end: a real server process, real weights, streets whose every pixel is known."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from training.scenes import draw_street
+
+ROOT = Path(__file__).parents[2]
+SEEDS = range(1000, 1006)  # training drew some 1500 of the 2^32 scenes: surely none of these
+CLASSES = 11
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "SEGLENS_PORT": str(port), "SEGLENS_LOG_LEVEL": "warning"}
+    process = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
+    try:
+        transport = httpx.HTTPTransport(retries=20)
+        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while client.get("/readyz").status_code != 200:
+                assert process.poll() is None, "the server ended before it was ready"
+            yield client
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def street(seed: int) -> tuple[bytes, NDArray[np.uint8]]:
+    image, mask = draw_street(seed)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue(), mask
+
+
+def segment(client: httpx.Client, seed: int) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]:
+    """The reply, its mask, and the mask that is right."""
+    picture, truth = street(seed)
+    reply = client.post("/segment", content=picture, headers={"Content-Type": "image/jpeg"})
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    mask = np.array(Image.open(io.BytesIO(base64.b64decode(body["segmentation_mask"]))))
+    return body, mask, truth
+
+
+def test_masks_are_right(client: httpx.Client) -> None:
+    confusion = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    for seed in SEEDS:
+        _, mask, truth = segment(client, seed)
+        np.add.at(confusion, (truth.ravel(), mask.ravel()), 1)
+    hits = confusion.diagonal()
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    named = dict(zip(("sky", "building", "pole", "road", "pavement", "tree"), iou, strict=False))
+    assert min(named["sky"], named["building"], named["road"], named["tree"]) > 0.8
+    assert np.nanmean(iou) > 0.6
+
+
+def test_a_pixel_looks_along_its_cross_and_in_two_steps_beyond(client: httpx.Client) -> None:
+    body, _, _ = segment(client, 1000)
+    beyond = []
+    for x, y in ((0, 0), (240, 180), (479, 359), (37, 301), (120, 90), (400, 200)):
+        maps = {}
+        for step in ("1", "2", "composed"):
+            query = {"x": x, "y": y, "step": step, "format": "json"}
+            reply = client.get(body["links"]["attention"], params=query).json()
+            maps[step] = np.array(reply["weights"])
+            assert maps[step].sum() == pytest.approx(1, abs=1e-4)
+        off_cross = np.ones_like(maps["1"], dtype=bool)
+        off_cross[reply["cell"]["row"]] = off_cross[:, reply["cell"]["column"]] = False
+        assert not maps["1"][off_cross].any()
+        assert not maps["2"][off_cross].any()
+        beyond.append(maps["composed"][off_cross].sum())
+    assert max(beyond) > 0.01
+
+
+def test_every_module_of_the_network_is_timed(client: httpx.Client) -> None:
+    body, _, _ = segment(client, 1001)
+    timed = {name.removeprefix("module.") for name in body["timings_ms"] if name.startswith("module.")}
+    assert {"stem", "layer1", "layer4", "reduction", "cca_1", "cca_2", "classifier", "upsample_argmax"} <= timed
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    family = next(family for family in families if family.name == "seglens_module_duration_seconds")
+    assert {sample.labels["module"] for sample in family.samples} == timed
+    forward = body["timings_ms"]["forward"]
+    modules = sum(body["timings_ms"][f"module.{name}"] for name in timed - {"upsample_argmax"})
+    assert 0.5 * forward < modules <= forward
