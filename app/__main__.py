@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
-import signal
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-import uvicorn
 
-from app.errors import ServiceError
+from app.engine.worker import find_device
+from app.errors import DeviceError, ServiceError
 from app.imaging import decode, encode_ids, encode_palette
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings, SettingsError, load_settings
 from models import ModelError, create_model, get_spec, list_models
 from models.inference import segment_image
@@ -26,7 +26,7 @@ def main() -> int:
     try:
         settings = load_settings()
         status: int = arguments.run(arguments, settings)
-    except (SettingsError, ModelError, ServiceError, OSError) as exc:
+    except (SettingsError, DeviceError, ModelError, ServiceError, OSError) as exc:
         print(f"seglens: {exc}", file=sys.stderr)
         return 1
     return status
@@ -55,28 +55,21 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     get_spec(settings.default_model)
     app = create_app(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
-        )
-    )
-    # Once it has shut down in order, uvicorn raises the signal that asked for it again, to die of it.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: setattr(server, "should_exit", True))
-    server.run()
-    return 1 if app.state.services.engine.state == "failed" else 0
+    Server(app, settings).run_until_signalled()
+    engine = app.state.services.engine
+    status = 1 if engine.state == "failed" else 0
+    if engine.is_stuck:
+        # The interpreter would wait for the device's thread, which may never come back.
+        logging.shutdown()
+        os._exit(1)
+    return status
 
 
 def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
     spec = get_spec(arguments.model or settings.default_model)
     pixels = decode(arguments.image.read_bytes(), settings.max_image_pixels)
-    ids, _ = segment_image(create_model(spec.name), torch.from_numpy(pixels), spec.preprocessing)
+    segmentor = create_model(spec.name).to(find_device(settings.device))
+    ids, _ = segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing)
     mask = ids.numpy()
     palette = np.array(spec.classes.palette, dtype=np.uint8)
     arguments.output.write_bytes(encode_palette(mask, palette) if arguments.palette else encode_ids(mask))

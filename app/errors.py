@@ -1,4 +1,4 @@
-"""Every error the service answers with; `app.api.errors` gives each its HTTP status.
+"""Every error the service answers with; `app.api.errors` gives each its HTTP status. `DeviceError` ends it instead.
 
 * ServiceError
   x MalformedBody       the body is empty, broken, or holds no image or several
@@ -18,6 +18,10 @@
 """
 
 from __future__ import annotations
+
+
+class DeviceError(Exception):
+    """The device is not there, or has failed for good: no request's fault, and no request can be served."""
 
 
 class ServiceError(Exception):

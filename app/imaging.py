@@ -16,6 +16,7 @@ from app.errors import MalformedBody, TooLarge, UnsupportedImage
 Array = NDArray[np.uint8]
 ImageFormat = Literal["PNG", "JPEG", "WEBP"]
 
+MAX_SIDE = 65_535  # JPEG's own limit; beyond it one row of an image is as much work as a picture
 # Listed, so that no exotic parser sees foreign bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -51,7 +52,7 @@ def decode(data: bytes, max_pixels: int) -> Array:
 
     Raises:
         UnsupportedImage: not a format that we read
-        TooLarge: the header announces more than `max_pixels`
+        TooLarge: the header announces more than `max_pixels`, or a side beyond MAX_SIDE
         MalformedBody: the format is right, the data is broken or truncated
     """
     try:
@@ -68,6 +69,12 @@ def decode(data: bytes, max_pixels: int) -> Array:
             f"the image is {width}x{height}, {width * height} pixels; the limit is {max_pixels}",
             limit=max_pixels,
             actual=width * height,
+        )
+    if max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"the image is {width}x{height}; the limit of a side is {MAX_SIDE}",
+            limit=MAX_SIDE,
+            actual=max(width, height),
         )
     try:
         image.load()

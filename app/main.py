@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -18,6 +18,7 @@ from app import __version__
 from app.api import errors
 from app.api.dependencies import Services
 from app.api.middleware import RequestMiddleware
+from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
 from app.engine.engine import Engine
 from app.engine.scheduler import Policy
@@ -27,7 +28,6 @@ from app.results import ResultStore
 from app.settings import Settings
 from models import list_models
 
-WEB = Path(__file__).parent / "web"
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
 
 
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)
-    app.mount("/web", StaticFiles(directory=WEB))
+    app.mount("/web", StaticFiles(directory=page.WEB))
     errors.install(app)
     app.add_middleware(RequestMiddleware, metrics=series)
     return app
@@ -69,6 +69,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     # A server that cannot serve asks for its own end; its supervisor starts another.
     services.engine.start(on_failure=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    sweeper = asyncio.create_task(_sweep(services.results))
     yield
+    sweeper.cancel()
     await services.engine.stop(services.settings.drain_timeout)
     services.codecs.shutdown(wait=False, cancel_futures=True)
+
+
+async def _sweep(results: ResultStore[Record]) -> None:
+    """Uploads are let go on time on an idle server too."""
+    while True:
+        await asyncio.sleep(min(60.0, results.ttl))
+        results.drop_old()

@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 
 from app.timings import Timings
 
-Outcome = Literal["ok", "rejected", "expired", "cancelled", "error"]
+Ending = Literal["ok", "rejected", "expired", "cancelled", "error"]
 
 # Seconds, from 1 ms to a minute, each about 1.6 times the one before; a small module takes less than 1 ms.
 SECONDS = (
@@ -69,7 +69,7 @@ class Metrics:
         self._http_requests.labels(method, route, str(status)).inc()
         self._http_seconds.labels(method, route).observe(seconds)
 
-    def image(self, model: str, outcome: Outcome) -> None:
+    def image(self, model: str, outcome: Ending) -> None:
         self._images.labels(model, outcome).inc()
 
     def rejected(self, model: str, reason: str) -> None:
@@ -117,7 +117,10 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics if `Accept` asks for it, else Prometheus text."""
-        encoder, content_type = choose_encoder(accept)
+        try:
+            encoder, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # at a version in `Accept` that is none
+            encoder, content_type = choose_encoder("")
         return encoder(self.registry), content_type
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

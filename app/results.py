@@ -36,14 +36,16 @@ class ResultStore(Generic[Item]):
 
     @property
     def nbytes(self) -> int:
+        self.drop_old()
         return self._bytes
 
     def __len__(self) -> int:
+        self.drop_old()
         return len(self._items)
 
     def put(self, result_id: str, item: Item) -> bool:
         """Keep an item; false if it is larger than the whole store, which then stays as it is."""
-        self._drop_old()
+        self.drop_old()
         if item.nbytes > self.max_bytes:
             return False
         if result_id in self._items:
@@ -59,7 +61,7 @@ class ResultStore(Generic[Item]):
         Raises:
             ResultExpired: no such id, whether it never was, was deleted, or is too old
         """
-        self._drop_old()
+        self.drop_old()
         try:
             return self._items[result_id][1]
         except KeyError:
@@ -79,7 +81,8 @@ class ResultStore(Generic[Item]):
         _, item = self._items.pop(result_id)
         self._bytes -= item.nbytes
 
-    def _drop_old(self) -> None:
+    def drop_old(self) -> None:
+        """Let go of what is too old; whoever holds a store calls this now and then."""
         oldest = self._clock() - self.ttl
         while self._items and next(iter(self._items.values()))[0] <= oldest:
             self._remove(next(iter(self._items)))

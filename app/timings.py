@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -22,6 +26,15 @@ class Timings:
             yield
         finally:
             self.stages[name] = time.perf_counter() - started
+
+    def timed(self, name: str, function: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+        """The function, timing itself as a stage: in a thread pool, the wait for a thread is then left out."""
+
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return run
 
     def milliseconds(self) -> dict[str, float]:
         """Stages by name and modules as `module.<name>`, rounded to a microsecond."""

@@ -8,19 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from app.api.attention import attention_map, render_heat
 from app.api.record import Record
 from app.api.rendering import render_image
-from app.engine.worker import Segmentation
+from app.engine.worker import Segmentation, Worker, prepare
 from app.imaging import decode, encode_rgb
-from app.timings import Timings
-from models import create_model, get_spec
-from models.ops.upsample import upsample_argmax
-from models.transforms import normalize
+from app.metrics import Metrics
+from models import get_spec
 from training.scenes import draw_street
 
 MODEL = "ccnet-mobilenetv2-camvid"
@@ -29,14 +26,13 @@ POINT = (300, 186)  # on the cars that are parked on the right
 RESULT = Path(__file__).parent / "results" / "example.png"
 
 
-@torch.inference_mode()
 def segment(image: NDArray[np.uint8]) -> Record:
-    spec, segmentor = get_spec(MODEL), create_model(MODEL)
-    output = segmentor(normalize(torch.from_numpy(image).unsqueeze(0), spec.preprocessing))
-    size = image.shape[0], image.shape[1]
-    ids, confidence = upsample_argmax(output.logits[0], size, size, align_corners=segmentor.align_corners)
-    traces = tuple(trace.of_image(0) for trace in output.traces)
-    return Record("example", spec, encode_rgb(image), Segmentation(ids.numpy(), confidence.numpy(), traces, Timings()))
+    spec, upload = get_spec(MODEL), encode_rgb(image)
+    worker = Worker("auto", 0, Metrics())
+    worker.load(spec)
+    (segmentation,) = worker.run(MODEL, [prepare(upload, image.size, spec.preprocessing, wants_traces=True)])
+    assert isinstance(segmentation, Segmentation)
+    return Record("example", spec, upload, segmentation)
 
 
 def main() -> None:

@@ -61,12 +61,14 @@ def main() -> None:
     models = variants(device)
     images = {size: torch.randn(size, 3, *SIZE, device=device) for size in BATCHES}
 
-    def run(model: Segmentor, batch: Tensor) -> Callable[[], object]:
-        return lambda: model(batch.contiguous(memory_format=torch.channels_last))
+    def run(name: str, batch: Tensor) -> Callable[[], object]:
+        layout = torch.contiguous_format if name == "as loaded" else torch.channels_last
+        images = batch.contiguous(memory_format=layout)
+        return lambda: models[name](images)
 
     with torch.inference_mode():
-        by_variant = measure({name: run(model, images[1]) for name, model in models.items()}, rounds, device)
-        by_batch = measure({str(size): run(models["+ folded"], images[size]) for size in BATCHES}, rounds, device)
+        by_variant = measure({name: run(name, images[1]) for name in models}, rounds, device)
+        by_batch = measure({str(size): run("+ folded", images[size]) for size in BATCHES}, rounds, device)
     per_image = {size: seconds / int(size) for size, seconds in by_batch.items()}
 
     print(f"{MODEL} at {SIZE[1]}x{SIZE[0]} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")

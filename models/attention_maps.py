@@ -1,6 +1,7 @@
 """From a trace and a query cell to the weights that the network used there: pure functions on the host.
 
-All weights are float32 and, unless stated otherwise, sum to 1. A cell is (row, column) in the trace's grid.
+Weights are float64, so that small ones do not vanish, and sum to 1 unless stated otherwise. A cell is (row,
+column) in the trace's grid.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ def composed_criss_cross_map(first: Trace, second: Trace, cell: Cell) -> Tensor:
 
 def dense_map(trace: Trace, cell: Cell) -> Tensor:
     """What non-local attention looks at from a cell: [H, W]."""
-    weights = _weights(trace, cell, trace.key.float().flatten(1))
+    weights = _weights(trace, cell, trace.key.double().flatten(1))
     return weights.view(trace.grid)
 
 
 def anchor_weights(trace: Trace, cell: Cell) -> dict[int, Tensor]:
     """What pyramid attention looks at from a cell: scale s to its anchors' weights [s, s]; together they sum to 1."""
-    weights = _weights(trace, cell, trace.key.float())
+    weights = _weights(trace, cell, trace.key.double())
     parts = weights.split([scale * scale for scale in trace.pool_scales])  # type: ignore[no-untyped-call]
     return {scale: part.view(scale, scale) for scale, part in zip(trace.pool_scales, parts, strict=True)}
 
@@ -70,7 +71,7 @@ def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Ten
 
 def _criss_cross_rows(trace: Trace, rows: Tensor, columns: Tensor) -> Tensor:
     """Maps [N, H, W] of N cells at once."""
-    query, key = trace.query.float()[:, rows, columns], trace.key.float()  # [C, N], [C, H, W]
+    query, key = trace.query.double()[:, rows, columns], trace.key.double()  # [C, N], [C, H, W]
     height = key.shape[1]
     on_column = torch.einsum("cn,chn->nh", query, key[:, :, columns])
     # The cell itself counts once: in its row.
@@ -86,7 +87,7 @@ def _criss_cross_rows(trace: Trace, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _weights(trace: Trace, cell: Cell, keys: Tensor) -> Tensor:
     """Softmax over keys [C, S]: [S]."""
-    query = trace.query.float()[:, cell[0], cell[1]]
+    query = trace.query.double()[:, cell[0], cell[1]]
     return (trace.scale * (query @ keys)).softmax(0)
 
 
@@ -94,5 +95,5 @@ def _pooling_matrix(size: int, cells: int) -> Tensor:
     """[cells, size], row i averaging the positions that adaptive pooling gives to cell i; windows may overlap."""
     position, cell = torch.arange(size), torch.arange(cells).unsqueeze(1)
     start, end = cell * size // cells, -((-(cell + 1) * size) // cells)
-    window = ((position >= start) & (position < end)).float()
+    window = ((position >= start) & (position < end)).double()
     return window / window.sum(1, keepdim=True)

@@ -9,7 +9,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ClassSet:
-    """What a model's ids mean. `ignore` is the id of unlabelled pixels in the data set's masks."""
+    """What a model's ids mean: an id is a place in both."""
 
     names: tuple[str, ...]
     palette: tuple[Color, ...]  # RGB

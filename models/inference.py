@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.upsample import upsample_argmax
+from models.ops.upsample import Size, upsample_argmax
 from models.segmentor import Segmentor
-from models.transforms import Preprocessing, Size, normalize, resize
+from models.transforms import Preprocessing, normalize, resize
 
 
 @torch.inference_mode()

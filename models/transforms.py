@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, int]  # height, width
+from models.ops.upsample import Size
 
 
 @dataclass(frozen=True)

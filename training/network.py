@@ -35,8 +35,8 @@ DECODER_CHANNELS = (64, 96)  # at stride 4 and stride 8
 def new_segmentor(head: HeadName, num_classes: int, backbone: Path | None, output_stride: int) -> Segmentor:
     """A segmentor to train: random head; backbone from torchvision-named weights, if given.
 
-    The backbone's batch norm is folded away: its statistics came from a million photos, and a few
-    hundred pictures in batches of four would only blur them.
+    A pretrained backbone's batch norm is folded away: its statistics came from a million photos, and a
+    few hundred pictures in batches of four would only blur them.
     """
     net = MobileNetV2(output_stride=output_stride)
     if backbone is not None:
@@ -45,7 +45,7 @@ def new_segmentor(head: HeadName, num_classes: int, backbone: Path | None, outpu
         # Tensors of another network fail in as many ways as there are networks.
         except (SafetensorError, ValueError, IndexError, RuntimeError, OSError) as exc:
             raise ValueError(f"{backbone}: no weights of a torchvision MobileNetV2: {exc}") from exc
-    fold_batch_norm(net.eval())
+        fold_batch_norm(net.eval())
     return Segmentor(net, _new_head(head, num_classes), Decoder(CHANNELS, FINE_CHANNELS, DECODER_CHANNELS))
 
 

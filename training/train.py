@@ -91,7 +91,6 @@ class Trainer:
     def run_epoch(self) -> float:
         """One pass over the data; returns the mean loss."""
         self.segmentor.train()
-        self.segmentor.backbone.eval()
         last = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
         workers = 8 if self.device.type == "cuda" else 0
         loader = DataLoader(

@@ -35,10 +35,10 @@ class AttentionMap:
     block: str
     point: tuple[int, int]
     cell: tuple[int, int]
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float64]
     step: str | None = None
     level: str | None = None
-    anchors: Mapping[str, NDArray[np.float32]] | None = None
+    anchors: Mapping[str, NDArray[np.float64]] | None = None
 
     @property
     def on_cross(self) -> float:
@@ -70,7 +70,7 @@ def attention_map(
     if chosen == COMPOSED:
         weights = attention_maps.composed_criss_cross_map(traces[0], traces[1], cell)
     elif traces[0].block == "cca":
-        weights = attention_maps.criss_cross_map(traces[int(chosen) - 1 if chosen else 0], cell)
+        weights = attention_maps.criss_cross_map(traces[int(chosen or 1) - 1], cell)
     else:
         weights = attention_maps.dense_map(traces[0], cell)
     return AttentionMap(traces[0].block, point, cell, weights.numpy(), step=chosen)
@@ -156,7 +156,7 @@ def render_heat(
     return encode_rgb(mark(blend(original(record), colors, alpha), found.point), image_format)
 
 
-def _normalized(weights: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
+def _normalized(weights: NDArray[np.float64], clip: float) -> NDArray[np.float32]:
     """Weights as 0 to 1, all above the percentile as 1, since a few heavy cells would leave the rest black.
 
     The percentile is of the weights above zero: off a cross there are none, and these must not decide.
@@ -184,7 +184,8 @@ def _traces(record: Record, block: str | None) -> list[Trace]:
 
 
 def _steps(traces: list[Trace]) -> list[str]:
-    if len(traces) == 1:
+    """Of criss-cross attention, the one block that may run more than once."""
+    if traces[0].block != "cca":
         return []
     return [str(trace.step) for trace in traces] + [COMPOSED] * (len(traces) == 2)
 

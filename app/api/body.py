@@ -50,7 +50,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM_TYPE:
         body = await _read_form(limited)
-    elif content_type in ("", *RAW_TYPES):
+    elif content_type in ("", *RAW_TYPES) or content_type.startswith("image/"):  # the bytes tell which image
         body = await limited.body()
     else:
         raise UnsupportedImage(f"content type {content_type!r}; we read {', '.join((*RAW_TYPES, FORM_TYPE))}")

@@ -13,13 +13,11 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import problem_response
+from app.api.errors import METHODS, problem_response
 from app.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# A client makes up methods as it likes; each would make a series.
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -60,6 +58,8 @@ class RequestMiddleware:
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         # A template, never the path itself: ids in labels would make a series a request.
         route = getattr(scope.get("route"), "path", "unmatched")
+        # So would a method, which a client makes up as it likes.
         method = scope["method"] if scope["method"] in METHODS else "other"
         self.metrics.http_request(method, route, status, seconds)
-        log.info("%s %s %s %d %.1f ms", request_id, scope["method"], scope["path"], status, seconds * 1000)
+        # The path is the client's own text, and its ids open results: neither belongs in a log.
+        log.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000)

@@ -9,17 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from app.engine.scheduler import Batch, Job, Lane, Policy, Scheduler
 from app.engine.worker import Image, Segmentation, Worker
 from app.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded, ServiceError, UnknownModel
-from app.metrics import Metrics, Outcome
+from app.metrics import Ending, Metrics
 from app.timings import Timings
 from models import ModelSpec
-from models.transforms import resize
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +53,11 @@ class Engine:
     @property
     def device(self) -> str:
         return str(self._worker.device)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a batch runs still, though everyone has been answered."""
+        return self.state != "ready" and bool(self._scheduler.unfinished)
 
     @property
     def queue_size(self) -> int:
@@ -101,33 +101,23 @@ class Engine:
         except KeyError:
             raise UnknownModel(f"no model {model!r} is served; there are {', '.join(self.specs)}") from None
 
-    async def segment(
-        self, model: str, pixels: NDArray[np.uint8], deadline: float, *, wants_traces: bool
-    ) -> Segmentation:
+    async def segment(self, model: str, image: Image, deadline: float, nbytes: int) -> Segmentation:
         """Segment one image.
 
         Args:
-            pixels: [H, W, 3] uint8 RGB
             deadline: on the event loop's clock
-            wants_traces: keep what the attention maps need
+            nbytes: what the caller holds in memory while it waits
 
         Raises:
             UnknownModel, NotReady, Overloaded, DeadlineExceeded, InferenceFailed, OutOfMemory
         """
-        spec = self.spec(model)
-        original = pixels.shape[0], pixels.shape[1]
-        size = spec.preprocessing.input_size(original)
-        prepared = Timings()
+        self.spec(model)
         try:
-            with prepared.stage("preprocess"):
-                resized = await asyncio.to_thread(resize, torch.from_numpy(pixels), size)
-            result = await self._wait_for(Lane(model, size), Image(resized, original, wants_traces), deadline)
+            result = await self._wait_for(model, image, deadline, nbytes)
         except BaseException as exc:
-            self._metrics.image(model, _outcome(exc))
+            self._metrics.image(model, _ending(exc))
             raise
         self._metrics.image(model, "ok")
-        stages = result.timings.stages
-        stages["preprocess"] = stages.get("preprocess", 0.0) + prepared.stages["preprocess"]
         return result
 
     def check_ready(self) -> None:
@@ -138,6 +128,21 @@ class Engine:
         if self.state != "ready":
             raise NotReady(f"the server is {self.state}", retry_after=1.0)
 
+    def check_room(self, model: str) -> None:
+        """Refuse before any work is done on an image what would be refused after it.
+
+        Raises:
+            NotReady: still loading, or going down
+            QueueFull: no place in the queue
+        """
+        self.check_ready()
+        try:
+            self._scheduler.check_room(0, asyncio.get_running_loop().time())
+        except Overloaded as exc:
+            self._metrics.image(model, "rejected")
+            self._metrics.rejected(model, exc.code)
+            raise
+
     def observe(self) -> None:
         """Bring the gauges that are read off the queue and the device up to date."""
         wait = self._scheduler.predicted_wait(asyncio.get_running_loop().time())
@@ -145,15 +150,16 @@ class Engine:
             self._metrics.queue(model, self._scheduler.depth(model), wait)
         self._metrics.memory(self.device, self._worker.memory())
 
-    async def _wait_for(self, lane: Lane, image: Image, deadline: float) -> Segmentation:
+    async def _wait_for(self, model: str, image: Image, deadline: float, nbytes: int) -> Segmentation:
         self.check_ready()
         loop = asyncio.get_running_loop()
         waiting = Waiting(image, loop.create_future())
-        job = Job(lane, image.pixels.nbytes, deadline, waiting)
+        lane = Lane(model, (image.pixels.shape[0], image.pixels.shape[1]))
+        job = Job(lane, image.pixels.nbytes + nbytes, deadline, waiting)
         try:
             self._scheduler.submit(job, loop.time())
         except Overloaded as exc:
-            self._metrics.rejected(lane.model, exc.code)
+            self._metrics.rejected(model, exc.code)
             raise
         timer = loop.call_at(deadline, self._expire, deadline)
         self._wakeup.set()
@@ -209,7 +215,7 @@ class Engine:
             self._metrics.modules(model, self.device, timings.modules)
 
 
-def _outcome(error: BaseException) -> Outcome:
+def _ending(error: BaseException) -> Ending:
     match error:
         case asyncio.CancelledError():
             return "cancelled"

@@ -49,7 +49,6 @@ class Job(Generic[Payload]):
     deadline: float
     payload: Payload
     submitted: float = 0.0
-    predicted_wait: float | None = None
 
 
 @dataclass(eq=False)
@@ -119,7 +118,7 @@ class Scheduler(Generic[Payload]):
             QueueFull: no place
             DeadlineUnreachable: it would wait beyond its deadline
         """
-        self._refuse_if_full(job, now)
+        self.check_room(job.nbytes, now)
         wait = self.predicted_wait(now, job.lane)
         if wait is not None and now + wait > job.deadline and (self._size or self._running):
             raise DeadlineUnreachable(
@@ -128,13 +127,17 @@ class Scheduler(Generic[Payload]):
                 actual=round(wait, 3),
                 retry_after=now + wait - job.deadline,
             )
-        job.submitted, job.predicted_wait = now, wait
+        job.submitted = now
         self._lanes.setdefault(job.lane, deque()).append(job)
         self._size += 1
         self._bytes += job.nbytes
 
-    def _refuse_if_full(self, job: Job[Payload], now: float) -> None:
-        size, nbytes = self._size + 1, self._bytes + job.nbytes
+    def check_room(self, nbytes: int, now: float) -> None:
+        """
+        Raises:
+            QueueFull: no place for one more job of so many bytes
+        """
+        size, nbytes = self._size + 1, self._bytes + nbytes
         for name, actual, limit in (
             ("images", size, self.policy.max_queue_size),
             ("bytes", nbytes, self.policy.max_queue_bytes),

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.timing import ModuleTimer
-from app.errors import InferenceFailed, OutOfMemory, ServiceError
+from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
+from app.imaging import decode
 from app.metrics import Metrics
 from app.timings import Timings
 from models import ModelSpec, Segmentor, Trace, create_model
 from models.folding import fold_batch_norm
-from models.ops.upsample import upsample_argmax
-from models.transforms import Size, normalize
+from models.ops.upsample import Size, upsample_argmax
+from models.transforms import Preprocessing, normalize, resize
 
 WARMUP_PASSES = 3
+STAGES = ("preprocess", "forward", "postprocess")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,30 @@ class Image:
     pixels: Tensor
     original: Size
     wants_traces: bool
+
+
+def prepare(data: bytes, max_pixels: int, preprocessing: Preprocessing, wants_traces: bool) -> Image:
+    """An image file, decoded and at the network's input size; the large array in between is let go.
+
+    Raises:
+        UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
+    """
+    pixels = torch.from_numpy(decode(data, max_pixels))
+    original = pixels.shape[0], pixels.shape[1]
+    return Image(resize(pixels, preprocessing.input_size(original)), original, wants_traces)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        DeviceError: there is no such device
+    """
+    count = torch.cuda.device_count()
+    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(f"no device {name}: torch {torch.__version__} sees {count} CUDA devices")
+    return device
 
 
 @dataclass(frozen=True)
@@ -80,9 +106,11 @@ class Worker:
         Args:
             device: auto, cpu, cuda or cuda:N
             threads: CPU threads of a forward pass; 0 leaves the choice to torch
+
+        Raises:
+            DeviceError: there is no such device
         """
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(name)
+        self.device = find_device(device)
         self._threads = threads
         self._metrics = metrics
         self._models: dict[str, Resident] = {}
@@ -91,6 +119,8 @@ class Worker:
         """Put a model on the device and run it, so that no request pays for the first pass."""
         if self._threads:
             torch.set_num_threads(self._threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # events are recorded on this thread's current device
         segmentor = create_model(spec.name)
         fold_batch_norm(segmentor)
         segmentor.to(self.device)
@@ -107,6 +137,9 @@ class Worker:
 
         Args:
             images: of one input size
+
+        Raises:
+            DeviceError: the device has failed for good
         """
         outcomes = self._attempt(model, images)
         if isinstance(outcomes, ServiceError):
@@ -132,29 +165,45 @@ class Worker:
     def _attempt(self, model: str, images: Sequence[Image]) -> list[Outcome] | ServiceError:
         try:
             return self._run(model, images)
-        except torch.OutOfMemoryError:
-            height, width = images[0].pixels.shape[:2]
-            return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
+        except (torch.OutOfMemoryError, MemoryError):
+            return self._out_of_memory(images)
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
             # The traceback is kept for the log; the tensors in its frames would be kept with it.
             traceback.clear_frames(exc.__traceback__)
+            if "DefaultCPUAllocator" in str(exc):  # torch has no type of its own for the host's memory
+                return self._out_of_memory(images)
+            self._check_device(exc)
             error = InferenceFailed("the model failed on this image")
             error.__cause__ = exc
             return error
+
+    def _out_of_memory(self, images: Sequence[Image]) -> OutOfMemory:
+        height, width = images[0].pixels.shape[:2]
+        return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
+
+    def _check_device(self, cause: Exception) -> None:
+        """After an illegal access, say, all that follows on a CUDA device fails: then it's not the image."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            raise DeviceError(f"{self.device} has failed for good: {cause}") from cause
 
     @torch.inference_mode()
     def _run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
         resident, timings = self._models[model], Timings()
         resident.timer.reset()
-        with timings.stage("preprocess"):
+        clock = resident.timer
+        with clock.span("preprocess"):
             pixels = torch.stack([image.pixels for image in images]).to(self.device)
             batch = normalize(pixels, resident.spec.preprocessing)
-        with timings.stage("forward"):
+        with clock.span("forward"):
             output = resident.segmentor(batch)
         input_size = batch.shape[2], batch.shape[3]
-        with timings.stage("postprocess"):
-            with resident.timer.span("upsample_argmax"):
+        with clock.span("postprocess"):
+            with clock.span("upsample_argmax"):
                 tails = [
                     upsample_argmax(logits, input_size, image.original, align_corners=resident.segmentor.align_corners)
                     for logits, image in zip(output.logits, images, strict=True)
@@ -168,7 +217,9 @@ class Worker:
                 )
                 for index, (image, (ids, confidence)) in enumerate(zip(images, tails, strict=True))
             ]
-        timings.modules = resident.timer.collect()
+        # On CUDA these are the device's own times: a host clock would see only how long the launches took.
+        timings.modules = clock.collect()
+        timings.stages = {stage: timings.modules.pop(stage) for stage in STAGES}
         return results
 
     def _free_memory(self) -> None:

@@ -2,6 +2,7 @@
 
 const byId = (id) => document.getElementById(id);
 let current = null; // {id, info, point} of the image on show
+let turns = 0; // counts what was asked, so that a late answer to an earlier question is dropped
 
 function say(text, isError = false) {
   byId("status").textContent = text;
@@ -15,10 +16,13 @@ async function ask(url, options) {
 }
 
 async function segment(file) {
+  const turn = ++turns;
   say("Segmenting…");
   const reply = await (await ask("/segment", { method: "POST", body: file })).json();
-  current = { id: reply.id, info: await (await ask(`/attention/${reply.id}/info`)).json(), point: null };
-  byId("image").src = URL.createObjectURL(file);
+  const info = await (await ask(`/attention/${reply.id}/info`)).json();
+  if (turn !== turns) return; // a newer picture was chosen meanwhile
+  current = { id: reply.id, info, point: null };
+  byId("image").src = `/results/${reply.id}?format=overlay&alpha=0`;
   byId("mask").src = `/results/${reply.id}?format=color`;
   byId("attention").removeAttribute("src");
   byId("summary").textContent = "";
@@ -56,11 +60,13 @@ function showParts() {
 
 async function look() {
   if (!current?.point) return;
+  const turn = ++turns;
   const { block, steps } = chosenBlock();
   const query = new URLSearchParams({ ...current.point, block });
   if (byId("part").value) query.set(steps.length ? "step" : "level", byId("part").value);
-  byId("attention").src = `/attention/${current.id}?${query}&format=overlay`;
   const reply = await (await ask(`/attention/${current.id}?${query}&format=json`)).json();
+  if (turn !== turns) return;
+  byId("attention").src = `/attention/${current.id}?${query}&format=overlay`;
   byId("summary").textContent =
     `entropy ${reply.entropy.toFixed(1)} bits, ${(100 * reply.on_cross).toFixed(0)} % on its own row and column`;
 }

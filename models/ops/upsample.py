@@ -10,7 +10,7 @@ from torch import Tensor
 
 Size = tuple[int, int]  # height, width
 
-# Rows times columns times classes resized at a time: 16 MiB of float32, which a core's cache still likes.
+# Rows times columns times classes resized at a time: 16 MiB of float32.
 BLOCK_ELEMENTS = 1 << 22
 
 

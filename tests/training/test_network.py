@@ -125,9 +125,18 @@ def test_new_segmentor_s_backbone_computes_what_the_weights_say(output_stride: i
     assert features["c4"].shape == (1, 320, 64 // output_stride, 96 // output_stride)
 
 
-def test_new_segmentor_s_backbone_has_no_batch_norm_left() -> None:
-    backbone = new_segmentor("fcn", 11, None, 16).backbone
-    assert not [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    save_file(torchvision_state(), path)
+    return path
+
+
+def test_a_pretrained_backbone_is_folded_and_a_new_one_is_not(pretrained: Path) -> None:
+    for weights, folded in ((pretrained, True), (None, False)):
+        backbone = new_segmentor("fcn", 11, weights, 16).backbone
+        norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert (not norms) == folded
 
 
 def parameters_of(prefix: str, *names: str) -> set[str]:
@@ -165,10 +174,10 @@ def test_all_heads_are_tested() -> None:
     assert set(ZERO_AT_FIRST) == set(get_args(HeadName))
 
 
-def backward(head: HeadName) -> dict[str, Tensor | None]:
+def backward(head: HeadName, weights: Path) -> dict[str, Tensor | None]:
     """Gradients of a new segmentor's parameters by name."""
     torch.manual_seed(0)
-    segmentor = new_segmentor(head, 11, None, 16).train()
+    segmentor = new_segmentor(head, 11, weights, 16).train()
     logits = segmentor(torch.randn(2, 3, 64, 96)).logits
     torch.autograd.backward(F.cross_entropy(logits, torch.randint(11, (2, 16, 24))))
     return {name: parameter.grad for name, parameter in segmentor.named_parameters()}
@@ -182,8 +191,8 @@ def test_logits_are_at_stride_four(head: HeadName) -> None:
 
 
 @pytest.mark.parametrize("head", ZERO_AT_FIRST)
-def test_gradients_reach_all_weights_but_those_behind_a_zero(head: HeadName) -> None:
-    gradients = backward(head)
+def test_gradients_reach_all_weights_but_those_behind_a_zero(head: HeadName, pretrained: Path) -> None:
+    gradients = backward(head, pretrained)
     assert "backbone.stem.conv.bias" in gradients  # what folding made of a norm is trained too
     assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert {

@@ -17,8 +17,8 @@ from app.api.errors import problems
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
 from app.api.schemas import ResultQuery, SegmentReply
+from app.engine.worker import prepare
 from app.errors import DeadlineExceeded
-from app.imaging import decode
 from app.results import new_id
 from app.timings import Timings
 
@@ -54,7 +54,7 @@ async def segment(
     deadline = asyncio.get_running_loop().time() + allowed
     wanted, media_type = choose_format(query.format, accept)
     model = services.engine.spec(query.model or settings.default_model).name
-    services.engine.check_ready()
+    services.engine.check_room(model)
     timings = Timings()
     try:
         with timings.stage("read"):
@@ -62,12 +62,12 @@ async def segment(
         record = await while_connected(request, _run(services, timings, body, model, deadline, query.attention))
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    with timings.stage("encode"):
-        content: bytes | SegmentReply
-        if wanted == "json":
-            content = await services.in_codec_thread(render_json, record)
-        else:
-            content = await services.in_codec_thread(render_image, record, wanted, media_type, query.alpha)
+    content: bytes | SegmentReply
+    if wanted == "json":
+        content = await services.in_codec_thread(timings.timed("encode", render_json), record)
+    else:
+        render = timings.timed("encode", render_image)
+        content = await services.in_codec_thread(render, record, wanted, media_type, query.alpha)
     services.metrics.stages(model, timings)
     if isinstance(content, SegmentReply):
         content.timings_ms = timings.milliseconds()
@@ -86,12 +86,22 @@ async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
 async def _run(
     services: Services, timings: Timings, body: bytes, model: str, deadline: float, wants_traces: bool
 ) -> Record:
-    with timings.stage("decode"):
-        pixels = await services.in_codec_thread(decode, body, services.settings.max_image_pixels)
-    segmentation = await services.engine.segment(model, pixels, deadline, wants_traces=wants_traces)
+    spec = services.engine.spec(model)
+    try:
+        async with asyncio.timeout_at(deadline):
+            image = await services.in_codec_thread(
+                timings.timed("decode", prepare),
+                body,
+                services.settings.max_image_pixels,
+                spec.preprocessing,
+                wants_traces,
+            )
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+    segmentation = await services.engine.segment(model, image, deadline, len(body))
     timings.stages |= segmentation.timings.stages
     timings.modules = segmentation.timings.modules
-    record = Record(new_id(), services.engine.spec(model), body, segmentation)
+    record = Record(new_id(), spec, body, segmentation)
     kept = services.results.put(record.id, record)
     return record if kept else replace(record, kept=False)
 

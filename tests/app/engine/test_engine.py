@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from app.engine.engine import Engine
 from app.engine.scheduler import Policy
@@ -24,6 +25,7 @@ from app.metrics import Metrics
 from app.timings import Timings
 from models import ModelSpec, Segmentor
 from models.inference import segment_image
+from models.transforms import resize
 
 POLICY = Policy(max_batch_size=4, max_batch_pixels=1 << 20, max_queue_size=6, max_queue_bytes=1 << 20)
 LONG = 60.0
@@ -119,9 +121,15 @@ async def started(engine: Engine) -> list[str]:
 
 
 def ask(engine: Engine, value: int, timeout: float = LONG) -> asyncio.Task[Segmentation]:
-    pixels = np.full((32, 48, 3), value, dtype=np.uint8)
+    image = Image(torch.full((32, 48, 3), value, dtype=torch.uint8), (32, 48), wants_traces=False)
     deadline = asyncio.get_running_loop().time() + timeout
-    return asyncio.create_task(engine.segment("tiny", pixels, deadline, wants_traces=False))
+    return asyncio.create_task(engine.segment("tiny", image, deadline, nbytes=100))
+
+
+def prepared(spec: ModelSpec, pixels: NDArray[np.uint8], *, wants_traces: bool) -> Image:
+    original = pixels.shape[0], pixels.shape[1]
+    resized = resize(torch.from_numpy(pixels), spec.preprocessing.input_size(original))
+    return Image(resized, original, wants_traces)
 
 
 async def ask_in_turn(engine: Engine, values: Sequence[int], allowed: float = LONG) -> list[asyncio.Task[Segmentation]]:
@@ -174,10 +182,10 @@ async def test_what_waits_while_the_device_is_busy_becomes_one_batch(engine: Eng
 async def test_images_come_back_at_their_own_size(engine: Engine) -> None:
     await started(engine)
     deadline = asyncio.get_running_loop().time() + LONG
-    for shape in ((64, 96, 3), (7, 200, 3), (1, 1, 3)):
-        pixels = np.full(shape, 9, dtype=np.uint8)
-        result = await engine.segment("tiny", pixels, deadline, wants_traces=False)
-        assert result.mask.shape == shape[:2]
+    for original in ((64, 96), (7, 200), (1, 1)):
+        image = Image(torch.full((32, 48, 3), 9, dtype=torch.uint8), original, wants_traces=False)
+        result = await engine.segment("tiny", image, deadline, nbytes=0)
+        assert result.mask.shape == original
 
 
 async def test_each_result_has_its_own_record_of_timings(engine: Engine, worker: FakeWorker, metrics: Metrics) -> None:
@@ -189,7 +197,7 @@ async def test_each_result_has_its_own_record_of_timings(engine: Engine, worker:
     worker.gate.set()
     first, second, third = await asyncio.gather(*callers)
     for result in (first, second, third):
-        assert list(result.timings.stages) == ["queue", "forward", "preprocess"]
+        assert list(result.timings.stages) == ["queue", "forward"]
         assert result.timings.modules == {"stem": 0.01}
     assert second.timings is not third.timings
     assert second.timings.stages["queue"] >= third.timings.stages["queue"] >= 0
@@ -202,7 +210,7 @@ async def test_each_result_has_its_own_record_of_timings(engine: Engine, worker:
 async def test_an_unknown_model_is_named(engine: Engine) -> None:
     await started(engine)
     with pytest.raises(UnknownModel, match=r"'nope'.*tiny"):
-        await engine.segment("nope", np.zeros((4, 4, 3), np.uint8), 1e9, wants_traces=False)
+        await engine.segment("nope", Image(torch.zeros(4, 4, 3, dtype=torch.uint8), (4, 4), False), 1e9, nbytes=0)
 
 
 async def test_with_a_real_worker_many_callers_get_their_own_masks(
@@ -217,7 +225,10 @@ async def test_with_a_real_worker_many_callers_get_their_own_masks(
     arrays = [picture.astype(np.uint8) for picture in pictures]
     deadline = asyncio.get_running_loop().time() + LONG
     results = await asyncio.gather(
-        *(engine.segment("tiny", pixels, deadline, wants_traces=index % 2 == 0) for index, pixels in enumerate(arrays))
+        *(
+            engine.segment("tiny", prepared(spec, pixels, wants_traces=index % 2 == 0), deadline, nbytes=0)
+            for index, pixels in enumerate(arrays)
+        )
     )
     await engine.stop(10)
     for index, (pixels, result) in enumerate(zip(arrays, results, strict=True)):
