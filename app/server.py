@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 
@@ -35,7 +36,11 @@ class Server(uvicorn.Server):
         self._services: Services = app.state.services
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._services.engine.stop(self._services.settings.drain_timeout)
+        drained = asyncio.ensure_future(self._services.engine.stop(self._services.settings.drain_timeout))
+        # A second Ctrl+C means now.
+        while not self.force_exit and not drained.done():
+            await asyncio.wait([drained], timeout=0.1)
+        drained.cancel()
         await super().shutdown(sockets)
 
     def run_until_signalled(self) -> None:

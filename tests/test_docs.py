@@ -7,10 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from app import __version__
@@ -91,20 +89,9 @@ def test_the_readmes_make_commands_exist() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(server_url: str) -> str:
     """host:port of a real server process."""
-    port = "18765"
-    environment = {**os.environ, "SEGLENS_PORT": port, "SEGLENS_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
-    try:
-        transport = httpx.HTTPTransport(retries=20)
-        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
-            while client.get("/readyz").status_code != 200:
-                assert process.poll() is None
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    return server_url.removeprefix("http://")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

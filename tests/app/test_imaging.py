@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from app.errors import MalformedBody, ServiceError, TooLarge, UnsupportedImage
 from app.imaging import (
+    MAX_SIDE,
     ImageFormat,
     blend,
     decode,
@@ -365,6 +366,14 @@ def test_too_large_is_told_by_the_header_alone() -> None:
     assert (caught.value.limit, caught.value.actual) == (40_000_000, 100_000_000)
     with pytest.raises(MalformedBody):
         decode(png_header(10, 10), 40_000_000)
+
+
+@pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
+def test_a_side_has_a_limit_of_its_own(size: tuple[int, int]) -> None:
+    with pytest.raises(TooLarge, match=f"{size[0]}x{size[1]}; the limit of a side is {MAX_SIDE}") as caught:
+        decode(png_header(*size), PLENTY)
+    assert (caught.value.limit, caught.value.actual) == (MAX_SIDE, 70_000)
+    assert decode(saved(Image.new("1", (MAX_SIDE, 1)), "PNG"), PLENTY).shape == (1, MAX_SIDE, 3)
 
 
 def test_the_limit_itself_is_allowed() -> None:

@@ -1,28 +1,25 @@
 from __future__ import annotations
 
-import io
-import json
+import logging
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from PIL import Image
 
 from app.__main__ import main
+from app.engine.engine import Engine
 from models import list_models
 
-ROOT = Path(__file__).parents[2]
 MODEL = "ccnet-mobilenetv2-camvid"
 
 Seglens = Callable[..., int]
@@ -144,6 +141,18 @@ def test_wrong_settings_stop_every_command(seglens: Seglens, capsys: pytest.Capt
     assert "unknown setting SEGLENS_PROT" in failing(seglens, capsys, command, port="80", prot="81")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["serve", "segment"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_device_that_is_not_there(
+    seglens: Seglens, photo: Path, capsys: pytest.CaptureFixture[str], command: str, device: str
+) -> None:
+    arguments = (photo, "-o", photo.with_name("mask.png")) if command == "segment" else ()
+    error = failing(seglens, capsys, command, *arguments, device=device)
+    assert f"no device {device}: " in error
+    assert not photo.with_name("mask.png").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["sevre"], ["segment"], ["segment", "a.png"]])
 def test_a_wrong_command_line_shows_the_usage(
     seglens: Seglens, capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -174,13 +183,8 @@ def configs(handlers: None, monkeypatch: pytest.MonkeyPatch) -> list[uvicorn.Con
 
 
 def test_serve_listens_where_the_settings_say(seglens: Seglens, configs: list[uvicorn.Config]) -> None:
-    assert seglens("serve", host="127.0.0.9", port="9001", drain_timeout="7") == 0
-    assert (configs[0].host, configs[0].port, configs[0].timeout_graceful_shutdown) == ("127.0.0.9", 9001, 7)
-
-
-def test_a_drain_timeout_under_a_second_is_not_none_at_all(seglens: Seglens, configs: list[uvicorn.Config]) -> None:
-    assert seglens("serve", drain_timeout="0.5") == 0
-    assert configs[0].timeout_graceful_shutdown == 1
+    assert seglens("serve", host="127.0.0.9", port="9001", device="cpu") == 0
+    assert (configs[0].host, configs[0].port) == ("127.0.0.9", 9001)
 
 
 @pytest.mark.usefixtures("configs")
@@ -196,60 +200,27 @@ def test_serve_ends_with_an_error_once_the_engine_has_failed(seglens: Seglens, m
         server.config.app.state.services.engine.state = "failed"  # type: ignore[union-attr]
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    assert seglens("serve") == 1
+    assert seglens("serve", device="cpu") == 1
 
 
-@contextmanager
-def serving() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server in a process of its own, ready: its URL and the process."""
-    settings = {"SEGLENS_PORT": "0", "SEGLENS_THREADS": "1", "SEGLENS_DEVICE": "cpu", "SEGLENS_DRAIN_TIMEOUT": "10"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGLENS_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve"],
-        cwd=ROOT,
-        env={**environment, **settings},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        running = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)
-        url = next(match for match in running if match).group()
-        wait_until_ready(url)
-        yield url, process
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.mark.usefixtures("configs")
+def test_serve_does_not_wait_for_a_stuck_device(seglens: Seglens, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(Engine, "is_stuck", True)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    with pytest.raises(SystemExit, match="1"):
+        seglens("serve", device="cpu")
 
 
-def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while (status := probe(url)) != 200:
-        assert status == 503
-        assert time.monotonic() < deadline
-        time.sleep(0.05)  # another process: there is nothing to wait on
-
-
-def probe(url: str) -> int:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as reply:
-            return int(reply.status)
-    except urllib.error.HTTPError as exc:
-        exc.close()
-        return exc.code
-
-
-def test_serve_answers_until_it_is_asked_to_end() -> None:
-    picture = io.BytesIO()
-    street().save(picture, "PNG")
-    with serving() as (url, process):
-        request = urllib.request.Request(f"{url}/segment", picture.getvalue(), {"Content-Type": "image/png"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            result = json.load(reply)
-        assert result["model"] == MODEL
-        assert result["image"] == {"width": 96, "height": 72}
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert "Application shutdown complete" in log
-    assert "Traceback" not in log
+def test_serve_answers_until_it_is_asked_to_end(
+    serving: Callable[[], AbstractContextManager[tuple[str, Path]]], photo: Path
+) -> None:
+    with serving() as (url, log):
+        reply = httpx.post(f"{url}/segment", content=photo.read_bytes(), timeout=60)
+    assert reply.json()["model"] == MODEL
+    assert reply.json()["image"] == {"width": 96, "height": 72}
+    assert "Application shutdown complete" in log.read_text()
+    assert "Traceback" not in log.read_text()

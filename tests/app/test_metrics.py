@@ -85,6 +85,13 @@ def test_openmetrics_on_request() -> None:
     assert set(CONTRACT) <= {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("version", ["x", "1.x", "1", "-1", "١"])
+def test_a_version_that_is_none_gets_text(version: str) -> None:
+    body, content_type = a_used_object().render(f"application/openmetrics-text; version={version}")
+    assert content_type.startswith("text/plain")
+    assert set(CONTRACT) <= {family.name for family in parse_text(body.decode())}
+
+
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_no_created_series(accept: str) -> None:
     assert b"_created" not in a_used_object().render(accept)[0]

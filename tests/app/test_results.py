@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -84,6 +85,19 @@ def test_items_leave_at_their_age(store: ResultStore[Item], clock: Clock) -> Non
     clock.now += 1000
     store.put("c", Item(30))
     assert (len(store), store.nbytes) == (1, 30)
+
+
+@pytest.mark.parametrize("look", ["drop_old", "nbytes", "__len__"])
+def test_what_is_old_is_let_go_by_whoever_looks(store: ResultStore[Item], clock: Clock, look: str) -> None:
+    item = Item(10)
+    gone = weakref.ref(item)
+    store.put("a", item)
+    del item
+    clock.now += 60
+    assert gone() is not None
+    value = getattr(store, look)
+    assert not (value() if callable(value) else value)
+    assert gone() is None
 
 
 def test_fetching_makes_no_younger(store: ResultStore[Item], clock: Clock) -> None:

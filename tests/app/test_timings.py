@@ -26,6 +26,17 @@ def test_a_stage_that_raises_is_noted_too() -> None:
     assert timings.stages["decode"] > 0
 
 
+def test_a_timed_function_is_a_stage() -> None:
+    timings = Timings()
+    divide = timings.timed("decode", divmod)
+    assert timings.stages == {}, "not before it runs"
+    assert divide(7, 2) == (3, 1)
+    assert timings.stages["decode"] > 0
+    with pytest.raises(ZeroDivisionError):
+        timings.timed("encode", divmod)(1, 0)
+    assert list(timings.stages) == ["decode", "encode"]
+
+
 def test_milliseconds_of_stages_and_modules() -> None:
     timings = Timings({"read": 0.0012345678, "forward": 1.5}, {"stem": 0.25})
     assert timings.milliseconds() == {"read": 1.235, "forward": 1500.0, "module.stem": 250.0}

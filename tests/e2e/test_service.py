@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from training.scenes import draw_street
 
-ROOT = Path(__file__).parents[2]
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 SEEDS = range(1000, 1006)  # training drew some 1500 of the 2^32 scenes: surely none of these
 CLASSES = 11
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx.Client]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "SEGLENS_PORT": str(port), "SEGLENS_LOG_LEVEL": "warning"}
-    process = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
-    try:
-        transport = httpx.HTTPTransport(retries=20)
-        with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            while client.get("/readyz").status_code != 200:
-                assert process.poll() is None, "the server ended before it was ready"
-            yield client
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+def client(server_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server_url, timeout=60) as client:
+        yield client
 
 
 def street(seed: int) -> tuple[bytes, NDArray[np.uint8]]:
@@ -54,23 +38,45 @@ def street(seed: int) -> tuple[bytes, NDArray[np.uint8]]:
 def segment(client: httpx.Client, seed: int) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]:
     """The reply, its mask, and the mask that is right."""
     picture, truth = street(seed)
-    reply = client.post("/segment", content=picture, headers={"Content-Type": "image/jpeg"})
-    assert reply.status_code == 200, reply.text
-    body = reply.json()
-    mask = np.array(Image.open(io.BytesIO(base64.b64decode(body["segmentation_mask"]))))
+    body, mask = post(client, picture)
     return body, mask, truth
 
 
-def test_masks_are_right(client: httpx.Client) -> None:
+def post(client: httpx.Client, picture: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    reply = client.post("/segment", content=picture, headers={"Content-Type": "image/jpeg"})
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    return body, np.array(Image.open(io.BytesIO(base64.b64decode(body["segmentation_mask"]))))
+
+
+def intersection_over_union(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> NDArray[np.float64]:
+    """By class, over all pairs of truth and mask; pixels whose truth is no class don't count."""
     confusion = np.zeros((CLASSES, CLASSES), dtype=np.int64)
-    for seed in SEEDS:
-        _, mask, truth = segment(client, seed)
-        np.add.at(confusion, (truth.ravel(), mask.ravel()), 1)
+    for truth, mask in pairs:
+        named = truth < CLASSES
+        np.add.at(confusion, (truth[named], mask[named]), 1)
     hits = confusion.diagonal()
-    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    with np.errstate(invalid="ignore"):  # a class that is nowhere has none
+        iou: NDArray[np.float64] = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    return iou
+
+
+def test_masks_are_right(client: httpx.Client) -> None:
+    results = [segment(client, seed) for seed in SEEDS]
+    iou = intersection_over_union((truth, mask) for _, mask, truth in results)
     named = dict(zip(("sky", "building", "pole", "road", "pavement", "tree"), iou, strict=False))
     assert min(named["sky"], named["building"], named["road"], named["tree"]) > 0.8
     assert np.nanmean(iou) > 0.6
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"CamVid is not at {CAMVID}")
+def test_masks_of_real_streets_are_right(client: httpx.Client) -> None:
+    pairs = []
+    for name in (CAMVID / "test.txt").read_text().split()[:12]:
+        truth = np.array(Image.open(CAMVID / "testannot" / f"{name}.png"))
+        _, mask = post(client, (CAMVID / "test" / f"{name}.jpg").read_bytes())
+        pairs.append((truth, mask))
+    assert np.nanmean(intersection_over_union(pairs)) > 0.5
 
 
 def test_a_pixel_looks_along_its_cross_and_in_two_steps_beyond(client: httpx.Client) -> None:
@@ -82,7 +88,7 @@ def test_a_pixel_looks_along_its_cross_and_in_two_steps_beyond(client: httpx.Cli
             query = {"x": x, "y": y, "step": step, "format": "json"}
             reply = client.get(body["links"]["attention"], params=query).json()
             maps[step] = np.array(reply["weights"])
-            assert maps[step].sum() == pytest.approx(1, abs=1e-4)
+            assert maps[step].sum() == pytest.approx(1, abs=1e-9)
         off_cross = np.ones_like(maps["1"], dtype=bool)
         off_cross[reply["cell"]["row"]] = off_cross[:, reply["cell"]["column"]] = False
         assert not maps["1"][off_cross].any()
@@ -100,4 +106,5 @@ def test_every_module_of_the_network_is_timed(client: httpx.Client) -> None:
     assert {sample.labels["module"] for sample in family.samples} == timed
     forward = body["timings_ms"]["forward"]
     modules = sum(body["timings_ms"][f"module.{name}"] for name in timed - {"upsample_argmax"})
-    assert 0.5 * forward < modules <= forward
+    # One clock for all; each number is rounded to a microsecond.
+    assert 0 < modules <= forward + 0.001 * len(timed)

@@ -46,8 +46,8 @@ def cells(grid: tuple[int, int]) -> list[tuple[int, int]]:
 
 def assert_is(got: Tensor, expected: Tensor, grid: tuple[int, int]) -> None:
     assert got.shape == grid
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected.view(grid).float(), rtol=1e-4, atol=1e-6)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, expected.view(grid), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
@@ -58,12 +58,13 @@ def test_one_pass(grid: tuple[int, int], spread: float, dense_criss_cross: Calla
         assert_is(criss_cross_map(trace, cell), expected, grid)
 
 
+@pytest.mark.parametrize("spread", [1.0, 50.0])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_one_pass_is_a_cross_that_sums_to_one(grid: tuple[int, int]) -> None:
-    trace = cross_trace(grid)
+def test_one_pass_is_a_cross_that_sums_to_one(grid: tuple[int, int], spread: float) -> None:
+    trace = cross_trace(grid, spread=spread)
     for row, column in cells(grid):
         weights = criss_cross_map(trace, (row, column))
-        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
         assert torch.count_nonzero(weights) == sum(grid) - 1
         weights[row], weights[:, column] = 0, 0
         assert not weights.any()
@@ -76,7 +77,7 @@ def test_two_passes(grid: tuple[int, int], dense_criss_cross: Callable[[Trace], 
     for expected, cell in zip(product, cells(grid), strict=True):
         weights = composed_criss_cross_map(first, second, cell)
         assert_is(weights, expected, grid)
-        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
         assert (weights > 0).all()
 
 
@@ -96,35 +97,46 @@ def test_anchors(grid: tuple[int, int]) -> None:
         anchors = anchor_weights(trace, cell)
         assert {scale: tuple(part.shape) for scale, part in anchors.items()} == {s: (s, s) for s in SCALES}
         joined = torch.cat([part.flatten() for part in anchors.values()])
-        torch.testing.assert_close(joined, expected.float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(joined, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (8, 8), (12, 9), (17, 33), (1, 9), (9, 1), (1, 1), (3, 60)])
 def test_back_projection_reads_the_same_from_any_value(grid: tuple[int, int]) -> None:
     """Weights on pooled values are the back-projected weights on the values themselves."""
     anchors = anchor_weights(pyramid_trace(grid), (0, 0))
-    value = torch.randn(1, 6, *grid)
+    value = torch.randn(1, 6, *grid, dtype=torch.float64)
     projected = back_projected_map(anchors, grid)
     pooled = pyramid_pool(value, SCALES)[0]
     joined = torch.cat([part.flatten() for part in anchors.values()])
-    torch.testing.assert_close(value[0].flatten(1) @ projected.flatten(), pooled @ joined, rtol=1e-4, atol=1e-5)
-    assert projected.sum() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(value[0].flatten(1) @ projected.flatten(), pooled @ joined, rtol=1e-9, atol=1e-12)
+    assert projected.sum() == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_back_projection_is_the_transpose_of_pooling(scale: int) -> None:
-    grid, weights = (11, 13), torch.rand(scale, scale)
-    value = torch.randn(1, 1, *grid, requires_grad=True)
+    grid, weights = (11, 13), torch.rand(scale, scale, dtype=torch.float64)
+    value = torch.randn(1, 1, *grid, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad((F.adaptive_avg_pool2d(value, scale)[0, 0] * weights).sum(), value)
     torch.testing.assert_close(back_projected_map({scale: weights}, grid), gradient[0, 0])
 
 
-def test_halves_are_computed_in_single_precision() -> None:
+def test_halves_are_computed_in_double_precision() -> None:
     """Affinities of stored traces reach beyond what a half can hold."""
     query, key = (torch.full((8, 3, 4), 300.0).half() for _ in range(2))
     trace = Trace("cca", 1, query, key)
-    torch.testing.assert_close(criss_cross_map(trace, (1, 1))[1], torch.full((4,), 1 / 6))
-    torch.testing.assert_close(dense_map(trace, (1, 1)), torch.full((3, 4), 1 / 12))
+    torch.testing.assert_close(criss_cross_map(trace, (1, 1))[1], torch.full((4,), 1 / 6, dtype=torch.float64))
+    torch.testing.assert_close(dense_map(trace, (1, 1)), torch.full((3, 4), 1 / 12, dtype=torch.float64))
+
+
+def test_a_weight_too_small_for_single_precision_is_kept() -> None:
+    query, key = torch.ones(1, 1, 2).half(), torch.tensor([[[0.0, 150.0]]]).half()
+    expected = torch.tensor([[0.0, 150.0]], dtype=torch.float64).softmax(1)
+    assert expected.float()[0, 0] == 0
+    for weights in (
+        dense_map(Trace("nl", 1, query, key), (0, 0)),
+        criss_cross_map(Trace("cca", 1, query, key), (0, 0)),
+    ):
+        assert_is(weights, expected, (1, 2))
 
 
 def test_traces_stay_as_they_are() -> None:

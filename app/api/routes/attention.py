@@ -38,7 +38,7 @@ class AttentionQuery(BaseModel):
     y: int = Field(description="Row of the pixel, from 0, in the upright image.")
     block: Literal["cca", "afnb", "apnb", "nl"] | None = Field(None, description="Attention block; else the last one.")
     step: Literal["1", "2", "3", "composed"] | None = Field(
-        None, description="Pass of criss-cross attention; composed, the default of two, is what both see together."
+        None, description="Pass of criss-cross attention; else the last, or of two both composed."
     )
     level: Literal["all", "1", "3", "6", "8"] = Field("all", description="Pool scale of a pyramid block.")
     format: AttentionFormat | None = Field(None, description="Else `Accept` decides, and the overlay is the default.")

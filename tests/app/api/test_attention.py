@@ -26,7 +26,7 @@ def crosses() -> tuple[Trace, ...]:
 
 
 def found(weights: list[list[float]], cell: tuple[int, int] = (0, 0)) -> AttentionMap:
-    return AttentionMap("nl", (0, 0), cell, np.array(weights, np.float32))
+    return AttentionMap("nl", (0, 0), cell, np.array(weights, np.float64))
 
 
 @pytest.mark.parametrize("step", ["1", "2", "composed", None])
@@ -35,25 +35,32 @@ def test_steps_differ(make_record: Callable[..., Record], crosses: tuple[Trace, 
     result = attention_map(record, (13, 9), "cca", step, "all")
     assert (result.block, result.step, result.level) == ("cca", step or "composed", None)
     assert result.cell == (2, 3)
-    assert result.weights.sum() == pytest.approx(1, abs=1e-5)
-    assert (result.on_cross == pytest.approx(1, abs=1e-5)) == (step in ("1", "2"))
+    assert result.weights.sum() == pytest.approx(1, abs=1e-12)
+    assert (result.on_cross == pytest.approx(1, abs=1e-12)) == (step in ("1", "2"))
     others = {"1", "2", "composed"} - {step or "composed"}
     for other in others:
         assert not np.allclose(attention_map(record, (13, 9), None, other, "all").weights, result.weights)
 
 
-def test_one_pass_has_no_steps(make_record: Callable[..., Record], crosses: tuple[Trace, ...]) -> None:
+@pytest.mark.parametrize("step", [None, "1"])
+def test_one_pass_is_a_step_too(
+    make_record: Callable[..., Record], crosses: tuple[Trace, ...], step: str | None
+) -> None:
     record = make_record(MASK, crosses[0])
-    assert describe(record).blocks[0].steps == []
-    result = attention_map(record, (0, 0), None, None, "all")
-    assert result.step is None
-    assert result.on_cross == pytest.approx(1, abs=1e-5)
+    assert describe(record).blocks[0].steps == ["1"]
+    result = attention_map(record, (0, 0), None, step, "all")
+    assert result.step == "1"
+    assert result.weights.dtype == np.float64
+    assert result.on_cross == pytest.approx(1, abs=1e-12)
 
 
 def test_three_passes_are_not_composed(make_record: Callable[..., Record], crosses: tuple[Trace, ...]) -> None:
     third = Trace("cca", 3, crosses[0].query, crosses[1].key)
     record = make_record(MASK, *crosses, third)
     assert describe(record).blocks[0].steps == ["1", "2", "3"]
+    maps = {step: attention_map(record, (0, 0), None, step, "all").weights for step in (None, "1", "2", "3")}
+    assert np.array_equal(maps[None], maps["3"]), "the last is the default"
+    assert not np.allclose(maps["3"], maps["2"])
     with pytest.raises(InvalidParameter, match="composed"):
         attention_map(record, (0, 0), None, "composed", "all")
 
@@ -113,7 +120,7 @@ def test_clip_makes_heavy_cells_alike(
     assert abs(picture.mean() - mean) < 3
 
 
-@pytest.mark.parametrize("weights", [[[0.0]], [[1.0]], [[0.0, 0.0]], [[1e-38] * 3]])
+@pytest.mark.parametrize("weights", [[[0.0]], [[1.0]], [[0.0, 0.0]], [[1e-300] * 3]])
 def test_poor_maps_are_drawn(make_record: Callable[..., Record], decoded: Decoded, weights: list[list[float]]) -> None:
     picture = decoded(render_heat(make_record(MASK), found(weights), 99.0, "turbo", 0.5, "PNG"))
     assert picture.shape == (24, 32, 3)

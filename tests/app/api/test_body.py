@@ -30,7 +30,7 @@ def part(name: str, body: bytes, filename: str = "a.png") -> bytes:
     return header.encode() + body + b"\r\n"
 
 
-@pytest.mark.parametrize("content_type", ["", *RAW_TYPES, "IMAGE/PNG", "image/png ; a=b"])
+@pytest.mark.parametrize("content_type", ["", *RAW_TYPES, "IMAGE/PNG", "image/png ; a=b", "image/jpg", "image/svg+xml"])
 async def test_raw(content_type: str) -> None:
     assert await read_image(request_of(b"ab", b"", b"c", content_type=content_type), 3) == b"abc"
 
@@ -41,9 +41,9 @@ async def test_form(field: str) -> None:
     assert await read_image(request_of(body[:70], body[70:], content_type=FORM), 1000) == b"abc"
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/json", "image/svg+xml", "multipart/mixed"])
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json", "images/png", "multipart/mixed"])
 async def test_other_types_are_named(content_type: str) -> None:
-    with pytest.raises(UnsupportedImage, match=content_type.replace("+", r"\+")):
+    with pytest.raises(UnsupportedImage, match=content_type):
         await read_image(request_of(b"abc", content_type=content_type), 3)
 
 

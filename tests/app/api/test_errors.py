@@ -37,6 +37,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str, dict[str, Any]]] = {
         {"content": PICTURE, "headers": {"content-type": "application/json"}},
         *(415, "unsupported-image", {}),
     ),
+    "SVG": (
+        {"content": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "headers": {"content-type": "image/svg+xml"}},
+        *(415, "unsupported-image", {}),
+    ),
     "form without a file": ({"data": {"note": "x"}, "files": {"other": PICTURE}}, 400, "malformed-body", {"actual": 0}),
     "field that is no file": (
         {"content": PART.replace(b'; filename="a.jpg"', b"") + b"x\r\n--x--\r\n", "headers": FORM},
@@ -100,6 +104,13 @@ async def test_too_many_pixels(
 ) -> None:
     reply = await client.post("/segment", content=huge_header)
     assert_problem(reply, 413, "too-large", limit=40_000_000, actual=100_000_000)
+
+
+async def test_too_long_a_side(
+    client: httpx.AsyncClient, encoded: Callable[..., bytes], assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.post("/segment", content=encoded(Image.new("1", (70_000, 1))))
+    assert_problem(reply, 413, "too-large", limit=65_535, actual=70_000)
 
 
 async def test_not_acceptable_lists_what_there_is(client: httpx.AsyncClient, posted: dict[str, Any]) -> None:

@@ -81,6 +81,29 @@ async def test_a_request_is_logged_in_one_line(client: httpx.AsyncClient, caplog
     assert "secret" not in line
 
 
+async def test_a_client_writes_no_line_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        await client.get("/%0aFAKE", headers={"x-request-id": "mine"})
+        await client.request("FAKE", "/health", headers={"x-request-id": "mine"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "app.api.middleware"]
+    assert [line.split()[:4] for line in lines] == [
+        ["mine", "GET", "unmatched", "404"],
+        ["mine", "other", "/health", "405"],
+    ]
+    assert "FAKE" not in caplog.text
+
+
+async def test_ids_of_results_are_not_logged(
+    client: httpx.AsyncClient, posted: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        for path in posted["links"].values():
+            await client.get(path)
+        await client.get(f"/results/{posted['id']}/nowhere")
+    assert "/results/{result_id}" in caplog.text
+    assert posted["id"] not in caplog.text
+
+
 async def test_other_protocols_pass() -> None:
     passed: list[object] = []
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from app.engine.worker import Worker
+from app.metrics import Metrics
 from models import ModelSpec, Segmentor
 from models.backbones.mobilenet import MobileNetV2
 from models.classes import CAMVID
@@ -45,3 +47,17 @@ def segmentor() -> Segmentor:
     with torch.no_grad():
         network.train()(torch.randn(4, 3, 32, 48))
     return network.eval()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def worker(metrics: Metrics, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A real one, on the CPU, with the tiny network loaded."""
+    monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
+    worker = Worker("cpu", 0, metrics)
+    worker.load(spec)
+    return worker

@@ -309,7 +309,7 @@ async def test_a_deadline_passes_in_the_queue_on_time(engine: Engine, worker: Fa
     asked = loop.time()
     late = ask(engine, 2, timeout=0.05)
     assert await replies([late]) == ["DeadlineExceeded"]
-    assert 0.05 <= loop.time() - asked < 2
+    assert loop.time() - asked >= 0.05
     assert engine.queue_size == 0
     worker.gate.set()
     assert await replies([first]) == [1]
@@ -325,7 +325,7 @@ async def test_a_deadline_passes_on_the_device_on_time(engine: Engine, worker: F
     late = ask(engine, 1, timeout=0.05)
     await worker.is_entered()
     assert await replies([late]) == ["DeadlineExceeded"]
-    assert 0.05 <= loop.time() - asked < 2
+    assert loop.time() - asked >= 0.05
     assert not worker.gate.is_set()
     worker.gate.set()
     assert await replies([ask(engine, 2)]) == [2]
@@ -365,6 +365,42 @@ async def test_a_full_queue_refuses_at_once(engine: Engine, worker: FakeWorker, 
     assert await replies([first, *waiting]) == [1, 2, 3, 4, 5, 6, 7]
     assert images_total(metrics, "rejected") == 1
     assert sample(metrics, "rejected_total", model="tiny", reason="queue-full") == 1
+
+
+async def test_the_door_can_be_tried_before_there_is_an_image(
+    engine: Engine, worker: FakeWorker, metrics: Metrics
+) -> None:
+    await started(engine)
+    worker.shut()
+    engine.check_room("tiny")
+    first = ask(engine, 1)
+    await worker.is_entered()
+    waiting = await ask_in_turn(engine, range(2, 2 + POLICY.max_queue_size))
+    with pytest.raises(QueueFull):
+        engine.check_room("tiny")
+    assert images_total(metrics, "rejected") == 1
+    assert sample(metrics, "rejected_total", model="tiny", reason="queue-full") == 1
+    worker.gate.set()
+    await replies([first, *waiting])
+    engine.check_room("tiny")
+
+
+async def test_a_job_is_charged_its_image_and_what_its_caller_holds(engine: Engine, worker: FakeWorker) -> None:
+    await started(engine)
+    worker.shut()
+    first = ask(engine, 1)
+    await worker.is_entered()
+    (second,) = await ask_in_turn(engine, [2])
+    image = Image(torch.full((32, 48, 3), 3, dtype=torch.uint8), (32, 48), wants_traces=False)
+    used, limit = 2 * image.pixels.nbytes + 100, POLICY.max_queue_bytes
+    deadline = asyncio.get_running_loop().time() + LONG
+    with pytest.raises(QueueFull) as caught:
+        await engine.segment("tiny", image, deadline, nbytes=limit - used + 1)
+    assert (caught.value.limit, caught.value.actual) == (limit, limit + 1)
+    third = asyncio.create_task(engine.segment("tiny", image, deadline, nbytes=limit - used))
+    await until(lambda: engine.queue_size == 2)
+    worker.gate.set()
+    assert await replies([first, second, third]) == [1, 2, 3]
 
 
 async def test_a_deadline_out_of_reach_is_refused_once_costs_are_known(engine: Engine, worker: FakeWorker) -> None:
@@ -408,6 +444,8 @@ async def test_before_the_models_are_loaded_it_is_not_ready(
     assert engine.state == "loading"
     with pytest.raises(NotReady, match="loading"):
         await ask(engine, 1)
+    with pytest.raises(NotReady, match="loading"):
+        engine.check_room("tiny")
     worker.gate.set()
     await until(lambda: engine.state == "ready")
     assert await replies([ask(engine, 2)]) == [2]
@@ -426,9 +464,12 @@ async def test_stop_finishes_what_was_accepted_and_takes_no_more(engine: Engine,
     worker.gate.set()
     assert await replies(callers) == [1, 2, 3, 4, 5, 6]
     await asyncio.wait_for(stopping, 10)
+    assert not engine.is_stuck
 
 
-async def test_stop_refuses_what_is_left_after_the_drain_timeout(engine: Engine, worker: FakeWorker) -> None:
+async def test_stop_refuses_what_is_left_after_the_drain_timeout(
+    engine: Engine, worker: FakeWorker, metrics: Metrics
+) -> None:
     await started(engine)
     worker.shut()
     callers = [ask(engine, 1)]
@@ -437,6 +478,8 @@ async def test_stop_refuses_what_is_left_after_the_drain_timeout(engine: Engine,
     await asyncio.wait_for(engine.stop(0.05), 10)
     assert await replies(callers) == ["NotReady"] * 3
     assert await replies([ask(engine, 4)]) == ["NotReady"]
+    assert images_total(metrics, "rejected") == 4
+    assert engine.is_stuck, "the first batch runs still"
 
 
 async def test_stop_while_loading_is_quick(engine: Engine, worker: FakeWorker) -> None:

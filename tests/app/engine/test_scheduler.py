@@ -390,9 +390,24 @@ def test_an_empty_queue_takes_one_job_of_any_size() -> None:
         scheduler.submit(a_job(nbytes=1), 0.0)
 
 
-def test_a_job_remembers_when_it_came_and_what_was_promised() -> None:
+def test_the_door_can_be_tried_before_there_is_a_job() -> None:
+    scheduler: Scheduler[int] = Scheduler(POLICY)
+    scheduler.check_room(POLICY.max_queue_bytes + 1, 0.0)
+    scheduler.submit(a_job(nbytes=400), 0.0)
+    scheduler.check_room(600, 0.0)
+    with pytest.raises(QueueFull) as caught:
+        scheduler.check_room(601, 0.0)
+    assert (caught.value.limit, caught.value.actual) == (1000, 1001)
+    submitted(scheduler, *[SMALL] * 6)
+    assert len(scheduler) == 7, "to try the door takes no place"
+    scheduler.submit(a_job(nbytes=0), 0.0)
+    with pytest.raises(QueueFull) as caught:
+        scheduler.check_room(0, 0.0)
+    assert (caught.value.limit, caught.value.actual) == (8, 9)
+
+
+def test_a_job_remembers_when_it_came() -> None:
     scheduler = learnt()
     job: Job[Any] = a_job()
     scheduler.submit(job, 7.0)
     assert job.submitted == 7.0
-    assert job.predicted_wait == pytest.approx(1.5)

@@ -96,13 +96,11 @@ def test_a_failed_pass_leaves_nothing_behind(
     assert set(seconds.values()) == {1.0}
 
 
-def test_the_modules_together_take_about_as_long_as_the_pass(timer: ModuleTimer, segmentor: Segmentor) -> None:
-    forward(segmentor, (320, 480))
-    timer.reset()
-    started = time.perf_counter()
-    forward(segmentor, (320, 480))
-    elapsed = time.perf_counter() - started
-    assert 0.5 * elapsed <= sum(timer.collect().values()) <= elapsed
+def test_the_modules_together_take_no_longer_than_the_pass(timer: ModuleTimer, segmentor: Segmentor) -> None:
+    with timer.span("forward"):
+        forward(segmentor)
+    seconds = timer.collect()
+    assert 0 < sum(seconds.values()) - seconds["forward"] <= seconds["forward"]
 
 
 @pytest.mark.gpu

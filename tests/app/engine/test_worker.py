@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,19 +19,6 @@ from models.transforms import IMAGENET_MEAN, IMAGENET_STD
 INPUT = (32, 48)
 ORIGINALS = ((32, 48), (64, 96), (31, 47), (100, 150), (8, 12), (32, 48), (40, 60), (33, 50))
 POISON = 255  # no other pixel of these images is as bright
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
-@pytest.fixture
-def worker(metrics: Metrics, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
-    worker = Worker("cpu", 0, metrics)
-    worker.load(spec)
-    return worker
 
 
 def pictures(count: int = 8, *, traces: Sequence[int] = (), poisoned: Sequence[int] = ()) -> list[Image]:
@@ -207,16 +193,6 @@ def test_the_worker_goes_on_after_a_failure(worker: Worker, segmentor: Segmentor
     assert all(np.array_equal(one.mask, other.mask) for one, other in zip(before, after, strict=True))
 
 
-def test_no_time_of_a_failed_pass_is_counted(worker: Worker, segmentor: Segmentor) -> None:
-    # The sleep is the module's work, long enough to be seen.
-    slow = segmentor.get_submodule("backbone.stem").register_forward_hook(lambda *_: time.sleep(0.5), prepend=True)
-    broken = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
-    assert isinstance(worker.run("tiny", pictures(1))[0], InferenceFailed)
-    slow.remove()
-    broken.remove()
-    assert succeeded(worker.run("tiny", pictures(1)))[0].timings.modules["stem"] < 0.5
-
-
 def test_a_failure_keeps_nothing_of_its_pass(worker: Worker, segmentor: Segmentor) -> None:
     on_every_pass(segmentor, raise_on_poison)
     outcome = worker.run("tiny", pictures(1, poisoned=[0]))[0]
@@ -262,10 +238,6 @@ def test_loading_sets_the_threads(worker: Worker, spec: ModelSpec, metrics: Metr
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-
-
-def test_auto_takes_the_best_device_there_is(metrics: Metrics) -> None:
-    assert Worker("auto", 0, metrics).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
+import pytest
 
 from app import __version__
 from models import list_models
@@ -44,9 +45,13 @@ async def test_loading_and_draining_are_alive_but_not_ready(
 
 
 async def test_an_engine_that_cannot_load_is_not_alive(
-    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    street: bytes,
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with serve(start=False, device="cuda:99") as (_, client, services):
+    async with serve(start=False) as (_, client, services):
+        monkeypatch.setattr(services.engine._worker, "load", lambda spec: 1 / 0)
         failed = asyncio.Event()
         services.engine.start(on_failure=failed.set)
         await asyncio.wait_for(failed.wait(), 60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -91,3 +91,11 @@ async def test_a_result_that_finds_no_place_is_not_linked(
             *(reply.json().get("links") or {}).values(),
         ]
         assert not any(promised)
+
+
+async def test_an_idle_server_lets_go_of_what_is_old(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], until: Callable[..., Awaitable[None]], street: bytes
+) -> None:
+    async with serve(result_ttl=0.05) as (_, client, services):
+        assert (await client.post("/segment", content=street)).status_code == 200
+        await until(lambda: not services.results._items)

@@ -65,6 +65,12 @@ async def test_raw_bodies(
     assert reply.json()["image"] == {"width": 40, "height": 24}
 
 
+@pytest.mark.parametrize("name", ["image/jpg", "image/x-png", "image/bmp"])
+async def test_the_bytes_tell_which_image(client: httpx.AsyncClient, street: bytes, name: str) -> None:
+    reply = await client.post("/segment", content=street, headers={"content-type": name})
+    assert reply.status_code == 200, reply.text
+
+
 @pytest.mark.parametrize("field", ["image", "file"])
 async def test_forms(client: httpx.AsyncClient, street: bytes, posted: dict[str, Any], field: str) -> None:
     reply = await client.post("/segment", files={field: ("street.png", street)}, data={"note": "ignored"})

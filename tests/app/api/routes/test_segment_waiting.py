@@ -59,12 +59,32 @@ async def test_a_body_that_does_not_come_in_time(
         assert "body" in reply.json()["detail"]
 
 
+async def test_a_deadline_passes_while_an_image_is_decoded(
+    client: httpx.AsyncClient,
+    street: bytes,
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr("app.api.routes.segment.prepare", lambda *arguments: gate.wait(60))
+    try:
+        reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.1"})
+    finally:
+        gate.set()
+    assert_problem(reply, 504, "deadline-exceeded")
+    assert "decoded" in reply.json()["detail"]
+
+
 async def test_a_full_queue(
     serve: Callable[..., AbstractAsyncContextManager[Any]],
     until: Until,
     street: bytes,
     assert_problem: Callable[..., None],
 ) -> None:
+    async def unread() -> Any:
+        pytest.fail("the body of a request without a place was read")
+        yield b""
+
     async with serve(max_batch_size=1, max_queue_size=1) as (_, client, services):
         gate = threading.Event()
         services.engine._device_thread.submit(gate.wait)
@@ -73,7 +93,7 @@ async def test_a_full_queue(
             await until(lambda: one_runs(services))
             waiting = asyncio.create_task(client.post("/segment", content=street))
             await until(lambda: services.engine.queue_size == 1)
-            refused = await client.post("/segment", content=street)
+            refused = await client.post("/segment", content=unread())
         finally:
             gate.set()
         assert_problem(refused, 429, "queue-full", limit=1, actual=2)

@@ -1,0 +1,187 @@
+"""What surrounds a pass: images made ready for it, the device looked for, its memory, its clock and its end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Picture
+
+from app.engine.worker import Image, Outcome, Segmentation, Worker, find_device, prepare
+from app.errors import DeviceError, InferenceFailed, MalformedBody, OutOfMemory, TooLarge, UnsupportedImage
+from app.metrics import Metrics
+from models import ModelSpec, Segmentor
+from models.transforms import resize
+
+HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+
+
+class StepClock:
+    """A second passes between any two marks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def mark(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Picture.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def blank(count: int) -> list[Image]:
+    return [Image(torch.zeros(32, 48, 3, dtype=torch.uint8), (32, 48), wants_traces=False)] * count
+
+
+def kinds(outcomes: Sequence[Outcome]) -> list[type[Outcome]]:
+    return [type(outcome) for outcome in outcomes]
+
+
+def fail_beyond(segmentor: Segmentor, limit: int, error: Exception) -> None:
+    """Batches of more than so many images end with this error."""
+
+    def check(module: object, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > limit:
+            raise error
+
+    segmentor.register_forward_pre_hook(check)
+
+
+# --- prepare
+
+
+@pytest.mark.parametrize("wants_traces", [False, True])
+@pytest.mark.parametrize("size", [(64, 96), (33, 50), (90, 20), (1, 1), (32, 48)])
+def test_prepared_is_decoded_and_resized(spec: ModelSpec, size: tuple[int, int], wants_traces: bool) -> None:
+    pixels = noise(*size)
+    image = prepare(png(pixels), 10_000, spec.preprocessing, wants_traces)
+    expected = resize(torch.from_numpy(pixels), spec.preprocessing.input_size(size))
+    assert torch.equal(image.pixels, expected)
+    assert image.pixels.dtype == torch.uint8
+    assert (image.original, image.wants_traces) == (size, wants_traces)
+
+
+def test_of_a_large_picture_only_the_input_is_kept(spec: ModelSpec) -> None:
+    image = prepare(png(noise(320, 480)), 1_000_000, spec.preprocessing, False)
+    assert image.pixels.untyped_storage().nbytes() == image.pixels.nbytes == 32 * 48 * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [(b"no image", UnsupportedImage), (png(noise(20, 20)), TooLarge), (png(noise(9, 9))[:-60], MalformedBody)],
+)
+def test_what_cannot_be_prepared(spec: ModelSpec, data: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        prepare(data, 100, spec.preprocessing, False)
+
+
+# --- find_device
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch, name: str, count: int, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert find_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:99", 8)])
+def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, metrics: Metrics, name: str, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for look in (find_device, lambda name: Worker(name, 0, metrics)):
+        with pytest.raises(DeviceError, match=f"no device {name}: .* {count} CUDA devices"):
+            look(name)
+
+
+# --- memory, failure
+
+
+@pytest.mark.parametrize("error", [RuntimeError(HOST_IS_FULL), MemoryError(), torch.OutOfMemoryError("CUDA")])
+def test_memory_runs_out_wherever_it_is(
+    worker: Worker, segmentor: Segmentor, metrics: Metrics, error: Exception
+) -> None:
+    fail_beyond(segmentor, 1, error)
+    assert kinds(worker.run("tiny", blank(2))) == [Segmentation, Segmentation]
+    fail_beyond(segmentor, 0, error)
+    (outcome,) = worker.run("tiny", blank(1))
+    assert isinstance(outcome, OutOfMemory)
+    assert "48x32" in str(outcome)
+    for action in ("split", "failed"):
+        labels = {"model": "tiny", "action": action}
+        assert metrics.registry.get_sample_value("seglens_oom_total", labels) == 1
+
+
+def test_after_a_failure_the_device_is_asked_whether_it_lives(
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_beyond(segmentor, 0, RuntimeError("illegal memory access"))
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    assert asked == [], "the CPU lives"
+    # No such device is needed: the pass fails one way or another.
+    worker.device = torch.device("cuda", 0)
+    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    assert asked == [worker.device]
+
+
+def test_a_dead_device_is_no_images_fault(
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(device: torch.device) -> None:
+        raise RuntimeError("CUDA error")
+
+    fail_beyond(segmentor, 0, RuntimeError("illegal memory access"))
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    worker.device = torch.device("cuda", 0)
+    with pytest.raises(DeviceError, match="failed for good"):
+        worker.run("tiny", blank(2))
+
+
+# --- time
+
+
+def test_stages_are_timed_by_the_clock_of_the_modules(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", StepClock())
+    (outcome,) = worker.run("tiny", blank(1))
+    assert isinstance(outcome, Segmentation)
+    stages, modules = outcome.timings.stages, outcome.timings.modules
+    assert set(modules.values()) == {1.0}
+    inside = len(modules) - 1  # all but upsample_argmax, each with a mark at its start and its end
+    assert stages == {"preprocess": 1.0, "forward": 2 * inside + 1.0, "postprocess": 3.0}
+
+
+def test_no_time_of_a_failed_pass_is_counted(
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", StepClock())
+    broken = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
+    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    broken.remove()
+    (outcome,) = worker.run("tiny", blank(1))
+    assert isinstance(outcome, Segmentation)
+    assert set(outcome.timings.modules.values()) == {1.0}

@@ -1,0 +1,148 @@
+"""How the server stops, over real connections: whoever was accepted is answered first."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from PIL import Image
+
+from app.api.dependencies import Services
+from app.main import create_app
+from app.server import Server
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server whose device is busy until the gate is opened."""
+
+    server: Server
+    task: asyncio.Task[None]
+    services: Services
+    client: httpx.AsyncClient
+    gate: threading.Event
+
+    async def accepted(self) -> asyncio.Task[httpx.Response]:
+        """A request whose image has its place at the device."""
+        request = asyncio.create_task(self.post())
+        await until(lambda: bool(self.services.engine._scheduler.unfinished))
+        return request
+
+    async def post(self) -> httpx.Response:
+        return await self.client.post("/segment", content=picture(), headers={"content-type": "image/png"})
+
+    async def asked_to_exit(self) -> None:
+        self.server.should_exit = True
+        await until(lambda: self.services.engine.state == "draining")
+
+    def images(self, outcome: str) -> float | None:
+        labels = {"model": self.services.settings.default_model, "outcome": outcome}
+        return self.services.metrics.registry.get_sample_value("seglens_images_total", labels)
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), "gray").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(drain_timeout: float) -> AsyncIterator[Running]:
+    settings = Settings(device="cpu", threads=1, port=0, drain_timeout=drain_timeout)
+    app = create_app(settings)
+    services: Services = app.state.services
+    server, gate = Server(app, settings), threading.Event()
+    task = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started and services.engine.state == "ready")
+        services.engine._device_thread.submit(gate.wait)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Running(server, task, services, client, gate)
+    finally:
+        gate.set()
+        server.should_exit = True
+        await asyncio.wait_for(task, 60)
+
+
+def assert_not_ready(reply: httpx.Response) -> None:
+    assert reply.status_code == 503
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json()["type"] == "not-ready"
+
+
+async def test_what_was_accepted_is_finished() -> None:
+    async with running(drain_timeout=60) as served:
+        request = await served.accepted()
+        await served.asked_to_exit()
+        assert not request.done()
+        served.gate.set()
+        reply = await request
+        assert reply.status_code == 200
+        assert reply.json()["image"] == {"width": 48, "height": 32}
+        await asyncio.wait_for(served.task, 60)
+        assert served.images("ok") == 1
+        assert not served.services.engine.is_stuck
+
+
+async def test_what_comes_while_it_drains_is_refused() -> None:
+    async with running(drain_timeout=60) as served:
+        request = await served.accepted()
+        await served.asked_to_exit()
+        assert_not_ready(await served.post())
+        assert_not_ready(await served.client.get("/readyz"))
+        assert (await served.client.get("/livez")).status_code == 200
+        served.gate.set()
+        assert (await request).status_code == 200
+
+
+async def test_what_cannot_be_finished_is_told_so() -> None:
+    async with running(drain_timeout=0.3) as served:
+        request = await served.accepted()
+        await served.asked_to_exit()
+        assert_not_ready(await request)
+        await asyncio.wait_for(served.task, 60)
+        assert not served.gate.is_set()
+        assert (served.images("rejected"), served.images("ok")) == (1, 0)
+        assert served.services.engine.is_stuck, "the device has the image still"
+
+
+async def test_an_idle_server_stops_and_listens_no_more() -> None:
+    async with running(drain_timeout=60) as served:
+        await served.asked_to_exit()
+        await asyncio.wait_for(served.task, 60)
+        with pytest.raises(httpx.ConnectError):
+            await served.client.get("/livez")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_it_listens_is_kept(monkeypatch: pytest.MonkeyPatch, signum: int) -> None:
+    settings = Settings(device="cpu")
+    server = Server(create_app(settings), settings)
+    monkeypatch.setattr(server, "run", lambda: os.kill(os.getpid(), signum))
+    server.run_until_signalled()
+    assert server.should_exit
