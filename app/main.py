@@ -46,12 +46,16 @@ def create_app(settings: Settings) -> FastAPI:
     patch_fastapi(app, redirect_from_root_to_docs=False)
     series = Metrics()
     series.build(__version__, torch.__version__)
+    worker = Worker(settings.device, settings.threads, series)
     policy = Policy(
-        settings.max_batch_size, settings.max_batch_pixels, settings.max_queue_size, settings.max_queue_bytes
+        settings.max_batch_size or worker.best_batch_size,
+        settings.max_batch_pixels,
+        settings.max_queue_size,
+        settings.max_queue_bytes,
     )
     app.state.services = Services(
         settings=settings,
-        engine=Engine(Worker(settings.device, settings.threads, series), list_models(), policy, series),
+        engine=Engine(worker, list_models(), policy, series),
         results=ResultStore(settings.max_result_bytes, settings.result_ttl),
         metrics=series,
         codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),

@@ -70,6 +70,15 @@ def test_every_model_is_in_the_readme() -> None:
         assert rows[spec.name][6] == spec.licence
 
 
+def test_the_model_card_is_of_the_bundled_weights() -> None:
+    card = (ROOT / "models/weights/README.md").read_text()
+    for spec in list_models():
+        assert spec.name in card
+        assert spec.sha256 in card
+        assert f"| {spec.miou:.1f} |" in card
+        assert spec.licence in card
+
+
 def test_every_link_to_a_file_of_ours_leads_there() -> None:
     for text in ROOT.glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):

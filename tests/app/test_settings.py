@@ -64,7 +64,7 @@ def test_an_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str)
         ("SEGLENS_DEVICE", "tpu"),
         ("SEGLENS_DEVICE", "cuda:x"),
         ("SEGLENS_THREADS", "-1"),
-        ("SEGLENS_MAX_BATCH_SIZE", "0"),
+        ("SEGLENS_MAX_BATCH_SIZE", "-1"),
         ("SEGLENS_MAX_BODY_BYTES", ""),
         ("SEGLENS_REQUEST_TIMEOUT", "0"),
         ("SEGLENS_RESULT_TTL", "nan"),
