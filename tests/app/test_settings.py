@@ -89,6 +89,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_contradiction_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGLENS_MAX_QUEUE_SIZE", "7")
+    monkeypatch.setenv("SEGLENS_MAX_BATCH_SIZE", "8")
     with pytest.raises(SettingsError, match=r"max_queue_size is 7, .*max_batch_size 8"):
         load_settings()
     monkeypatch.setenv("SEGLENS_MAX_BATCH_SIZE", "7")
