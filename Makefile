@@ -33,3 +33,4 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.memory

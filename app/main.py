@@ -21,6 +21,7 @@ from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
 from app.engine.engine import Engine
+from app.engine.memory import give_back
 from app.engine.scheduler import Policy
 from app.engine.worker import Worker
 from app.metrics import Metrics
@@ -28,6 +29,7 @@ from app.results import ResultStore
 from app.settings import Settings
 from models import list_models
 
+SWEEP_INTERVAL = 5.0  # seconds
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
 
 
@@ -81,7 +83,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _sweep(results: ResultStore[Record]) -> None:
-    """Uploads are let go on time on an idle server too."""
+    """Lets go of old results on an idle server too, and of the gaps that new ones leave in the heap."""
+    before = results.nbytes
     while True:
-        await asyncio.sleep(min(60.0, results.ttl))
-        results.drop_old()
+        await asyncio.sleep(SWEEP_INTERVAL)
+        if results.nbytes != before:
+            before = results.nbytes
+            await asyncio.to_thread(give_back)

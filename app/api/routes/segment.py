@@ -17,6 +17,7 @@ from app.api.errors import problems
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
 from app.api.schemas import ResultQuery, SegmentReply
+from app.engine.memory import outlive
 from app.engine.worker import prepare
 from app.errors import DeadlineExceeded
 from app.results import new_id
@@ -101,7 +102,7 @@ async def _run(
     segmentation = await services.engine.segment(model, image, deadline, len(body))
     timings.stages |= segmentation.timings.stages
     timings.modules = segmentation.timings.modules
-    record = Record(new_id(), spec, body, segmentation)
+    record = Record(new_id(), spec, body, await services.in_codec_thread(outlive, segmentation))
     kept = services.results.put(record.id, record)
     return record if kept else replace(record, kept=False)
 

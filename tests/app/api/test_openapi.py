@@ -38,7 +38,7 @@ def all_ran(request: pytest.FixtureRequest) -> None:
     """Skips where only some of the tests beside this file run, which then have seen little."""
     files = set(Path(__file__).parent.rglob("test_*.py"))
     chosen = {item.path for item in request.session.items}
-    if files - chosen or request.config.getoption("keyword") or request.config.getoption("lf"):
+    if files - chosen or request.config.getoption("keyword") or request.config.getoption("lf", default=False):
         pytest.skip("judges by what all tests under tests/app/api have seen, and not all of them run")
 
 

@@ -78,6 +78,18 @@ async def test_an_old_result_is_gone(
             assert_problem(await client.get(path), 404, "result-expired")
 
 
+async def test_an_old_result_goes_though_no_one_asks(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    until: Callable[..., Any],
+    street: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.main.SWEEP_INTERVAL", 0.01)
+    async with serve(result_ttl=0.1) as (_, client, services):
+        assert (await client.post("/segment", content=street)).status_code == 200
+        await until(lambda: not services.results._items)
+
+
 async def test_a_result_that_finds_no_place_is_not_linked(
     serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes
 ) -> None:

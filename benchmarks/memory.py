@@ -1,0 +1,51 @@
+"""How much the server grows with each result that it keeps.
+
+`python -m benchmarks.memory` starts a server, posts the sample picture and prints resident against counted bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
+PORT = 18766
+ROUNDS, REQUESTS = 6, 40
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found.group(1)) / 1000
+
+
+def main() -> None:
+    environment = {**os.environ, "SEGLENS_PORT": str(PORT), "SEGLENS_LOG_LEVEL": "warning"}
+    server = subprocess.Popen([sys.executable, "-m", "app", "serve"], env=environment)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", transport=httpx.HTTPTransport(retries=10)) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.1)
+            print(f"{'results':>8}{'resident MB':>14}{'counted MB':>12}")
+            for _ in range(ROUNDS):
+                for _ in range(REQUESTS):
+                    client.post("/segment?format=png", content=SAMPLE.read_bytes()).raise_for_status()
+                metrics = client.get("/metrics").text
+                counted = re.search(r"^seglens_results_bytes (\S+)", metrics, re.MULTILINE)
+                assert counted is not None
+                results = client.get("/health").json()["results"]
+                print(f"{results:8}{resident(server.pid):14.0f}{float(counted.group(1)) / 1e6:12.1f}")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.memory import give_back, in_own_pages, outlive
+from app.engine.worker import Segmentation
+from app.timings import Timings
+from models import Trace
+
+
+def starts_a_page(address: int) -> bool:
+    return address % mmap.PAGESIZE == 0
+
+
+@pytest.mark.parametrize("shape", [(360, 480), (16, 23, 30), (1,), (0, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+def test_the_copy_is_equal_and_outside_the_heap(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    array = (np.arange(np.prod(shape)) % 251).astype(dtype).reshape(shape)
+    copy = in_own_pages(array)
+    assert copy.dtype == array.dtype
+    assert (copy == array).all()
+    assert starts_a_page(copy.ctypes.data)
+
+
+def test_the_copy_can_be_written_without_changing_the_array() -> None:
+    array = np.zeros((4, 4), dtype=np.uint8)
+    in_own_pages(array)[0, 0] = 1
+    assert array[0, 0] == 0
+
+
+def test_a_strided_array_is_copied_in_its_order() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(4, 6).T
+    assert (in_own_pages(array) == array).all()
+
+
+def test_a_result_outlives_its_pass_whole_and_outside_the_heap() -> None:
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    trace = Trace("cca", 1, torch.rand(2, 3, 4).half(), torch.rand(2, 3, 4).half())
+    result = Segmentation(ids, ids + 100, (trace,), Timings({"forward": 0.1}))
+    kept = outlive(result)
+    (same,) = kept.traces
+    for ours, theirs in ((kept.mask, result.mask), (kept.confidence, result.confidence)):
+        assert (ours == theirs).all()
+        assert starts_a_page(ours.ctypes.data)
+    for mine, its in ((same.query, trace.query), (same.key, trace.key)):
+        assert torch.equal(mine, its)
+        assert mine.data_ptr() != its.data_ptr()
+        assert starts_a_page(mine.data_ptr())
+    assert (same.block, same.step, kept.timings) == ("cca", 1, result.timings)
+
+
+def test_free_pages_are_given_back() -> None:
+    give_back()
+    blocks = [np.ones(100_000, dtype=np.uint8) for _ in range(400)]  # too small for mappings of their own
+    grown = resident()
+    del blocks[::2], blocks
+    give_back()
+    assert resident() < grown - 20_000_000
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
