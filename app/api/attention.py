@@ -19,6 +19,7 @@ from models import Trace, attention_maps
 
 COMPOSED = "composed"
 TOP = 10
+MAX_GAIN = 100
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,13 @@ def render_heat(
 def _normalized(weights: NDArray[np.float64], clip: float) -> NDArray[np.float32]:
     """Weights as 0 to 1, all above the percentile as 1, since a few heavy cells would leave the rest black.
 
-    The percentile is of the weights above zero: off a cross there are none, and these must not decide.
+    The percentile is of the weights above zero: off a cross there are none, and these must not decide. Nor may
+    it make weights look full that are nothing beside the largest: it ends at a share of that one.
     """
     positive = weights[weights > 0]
-    ceiling = np.percentile(positive, clip) if positive.size else 1.0
+    if not positive.size:
+        return weights.astype(np.float32)
+    ceiling = max(float(np.percentile(positive, clip)), float(positive.max()) / MAX_GAIN)
     return (weights / ceiling).clip(0, 1).astype(np.float32)
 
 

@@ -120,6 +120,15 @@ def test_clip_makes_heavy_cells_alike(
     assert abs(picture.mean() - mean) < 3
 
 
+def test_clipping_does_not_light_up_what_is_next_to_nothing(
+    make_record: Callable[..., Record], decoded: Decoded
+) -> None:
+    weights = found([[1e-9, 1e-9, 1e-9, 1.0]])
+    picture = decoded(render_heat(make_record(MASK), weights, 10.0, "gray", None, "PNG"))
+    assert picture[:, -1].min() == 255
+    assert picture[:, 0].max() == 0
+
+
 @pytest.mark.parametrize("weights", [[[0.0]], [[1.0]], [[0.0, 0.0]], [[1e-300] * 3]])
 def test_poor_maps_are_drawn(make_record: Callable[..., Record], decoded: Decoded, weights: list[list[float]]) -> None:
     picture = decoded(render_heat(make_record(MASK), found(weights), 99.0, "turbo", 0.5, "PNG"))
