@@ -78,7 +78,20 @@ def main() -> None:
             print(f"{name:<24}{1000 * seconds:8.1f}")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
-        json.dumps({"device": str(device), "torch": torch.__version__, "variants": by_variant, "batches": per_image})
+        json.dumps(
+            {
+                "model": MODEL,
+                "size": SIZE,
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "rounds": rounds,
+                "seconds_by_variant": by_variant,
+                "seconds_per_image_by_batch_size": per_image,
+            },
+            indent=2,
+        )
+        + "\n"
     )
 
 

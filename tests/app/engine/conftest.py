@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from app.engine.timing import Clock
 from app.engine.worker import Worker
 from app.metrics import Metrics
 from models import ModelSpec, Segmentor
@@ -15,6 +16,25 @@ from models.backbones.mobilenet import MobileNetV2
 from models.classes import CAMVID
 from models.heads.ccnet import CCHead
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+class StepClock:
+    """A second passes between any two marks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def mark(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+@pytest.fixture
+def step_clock() -> Clock:
+    return StepClock()
 
 
 @pytest.fixture

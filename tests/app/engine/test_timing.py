@@ -8,25 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from app.engine.timing import CudaClock, ModuleTimer
+from app.engine.timing import Clock, CudaClock, ModuleTimer
 from models import Segmentor
 
 NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "reduction", "cca_1", "cca_2", "convb", "bottleneck"]
 CPU = torch.device("cpu")
-
-
-class StepClock:
-    """A second passes between any two marks."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def mark(self) -> float:
-        self.now += 1.0
-        return self.now
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
 
 
 @pytest.fixture
@@ -46,8 +32,10 @@ def test_every_module_and_each_call_of_the_recurrent_one_has_its_name(timer: Mod
     assert all(duration > 0 for duration in seconds.values())
 
 
-def test_each_call_is_one_span(timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timer, "_clock", StepClock())
+def test_each_call_is_one_span(
+    timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, step_clock: Clock
+) -> None:
+    monkeypatch.setattr(timer, "_clock", step_clock)
     forward(segmentor)
     assert set(timer.collect().values()) == {1.0}
     forward(segmentor)
@@ -74,9 +62,9 @@ def test_a_span_times_what_is_no_module(timer: ModuleTimer) -> None:
 
 @pytest.mark.parametrize(("name", "call"), [("layer3", 1), ("value_conv", 1), ("value_conv", 2)])
 def test_a_failed_pass_leaves_nothing_behind(
-    timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, name: str, call: int
+    timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, step_clock: Clock, name: str, call: int
 ) -> None:
-    monkeypatch.setattr(timer, "_clock", StepClock())
+    monkeypatch.setattr(timer, "_clock", step_clock)
     broken = next(module for path, module in segmentor.named_modules() if path.endswith(name))
     calls = count(1)
 

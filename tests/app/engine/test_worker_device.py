@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from app.engine.timing import Clock
 from app.engine.worker import Image, Outcome, Segmentation, Worker, find_device, prepare
 from app.errors import DeviceError, InferenceFailed, MalformedBody, OutOfMemory, TooLarge, UnsupportedImage
 from app.metrics import Metrics
@@ -18,20 +19,6 @@ from models import ModelSpec, Segmentor
 from models.transforms import resize
 
 HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
-
-
-class StepClock:
-    """A second passes between any two marks."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def mark(self) -> float:
-        self.now += 1.0
-        return self.now
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -165,8 +152,10 @@ def test_a_dead_device_is_no_images_fault(
 # --- time
 
 
-def test_stages_are_timed_by_the_clock_of_the_modules(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", StepClock())
+def test_stages_are_timed_by_the_clock_of_the_modules(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, step_clock: Clock
+) -> None:
+    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", step_clock)
     (outcome,) = worker.run("tiny", blank(1))
     assert isinstance(outcome, Segmentation)
     stages, modules = outcome.timings.stages, outcome.timings.modules
@@ -176,9 +165,9 @@ def test_stages_are_timed_by_the_clock_of_the_modules(worker: Worker, monkeypatc
 
 
 def test_no_time_of_a_failed_pass_is_counted(
-    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, step_clock: Clock
 ) -> None:
-    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", StepClock())
+    monkeypatch.setattr(worker._models["tiny"].timer, "_clock", step_clock)
     broken = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
     assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
     broken.remove()

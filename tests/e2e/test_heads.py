@@ -1,0 +1,58 @@
+"""The heads that no bundled model has, from an image file to their attention, through the real worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from app.api.attention import attention_map, describe, to_reply
+from app.api.record import Record
+from app.engine.memory import outlive
+from app.engine.worker import Segmentation, Worker, prepare
+from app.metrics import Metrics
+from models import Segmentor, list_models
+from models.backbones.mobilenet import MobileNetV2
+from models.heads.ann import ANNHead
+from models.heads.fcn import Head
+from models.heads.non_local import NonLocalHead
+
+SAMPLE = Path(__file__).parents[2] / "app/web/sample.jpg"
+SPEC = list_models()[0]
+
+
+def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
+    torch.manual_seed(0)
+    segmentor = Segmentor(MobileNetV2(width=0.25), head).eval()
+    for module in segmentor.decode_head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight)  # attention that isn't even
+    monkeypatch.setattr("app.engine.worker.create_model", {SPEC.name: segmentor}.__getitem__)
+    worker = Worker("cpu", 0, Metrics())
+    worker.load(SPEC)
+    image = prepare(SAMPLE.read_bytes(), 1_000_000, SPEC.preprocessing, True)
+    (result,) = worker.run(SPEC.name, [image])
+    assert isinstance(result, Segmentation)
+    return Record("id", SPEC, b"", outlive(result))
+
+
+@pytest.mark.parametrize(
+    ("head", "blocks"),
+    [(ANNHead((24, 80), 32, 11), ["afnb", "apnb"]), (NonLocalHead(80, 32, 11), ["nl"])],
+    ids=["ann", "nonlocal"],
+)
+def test_each_block_is_timed_and_its_attention_sums_to_one(
+    head: Head, blocks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = segmented(head, monkeypatch)
+    assert [info.block for info in describe(record).blocks] == blocks
+    assert set(blocks) < record.segmentation.timings.modules.keys()
+    for block in blocks:
+        reply = to_reply(record, attention_map(record, (100, 200), block, None, "all"))
+        assert reply.sum == pytest.approx(1, abs=1e-9)
+        assert (len(reply.weights), len(reply.weights[0])) == (23, 30)
+        if reply.anchors is not None:
+            assert sum(len(row) for grid in reply.anchors.values() for row in grid) == 110
+            assert sum((reply.levels or {}).values()) == pytest.approx(1, abs=1e-9)
