@@ -33,4 +33,5 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.memory

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from app.engine.timing import ModuleTimer
-from models import Segmentor, create_model
+from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 
 MODEL = "ccnet-mobilenetv2-camvid"
-SIZE = (360, 480)
+SIZE = get_spec(MODEL).preprocessing.input_size((360, 480))
 BATCHES = (1, 2, 4, 8)
 RESULTS = Path(__file__).parent / "results" / "forward.json"
 

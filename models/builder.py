@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.backbones.mobilenet import LAST_BLOCKS, WIDTHS, MobileNetV2, stage_channels
+from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
 from models.backbones.resnet import BLOCKS, ResNet
 from models.errors import CheckpointError
 from models.folding import fold_batch_norm
@@ -40,7 +41,7 @@ def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
         _build_backbone(shapes, options), head, _build_decoder(shapes), align_corners=options.align_corners
     ).eval()
     # A checkpoint trained or saved without batch norm in its backbone has biases in their stead.
-    if "backbone.stem.conv.bias" in shapes or "backbone.stem.0.bias" in shapes:
+    if any(f"backbone.{stem}.bias" in shapes for stem in ("stem.conv", "stem.0", "stem.0.conv")):
         fold_batch_norm(segmentor.backbone)
     return segmentor
 
@@ -62,7 +63,9 @@ def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
         if width is None:
             raise CheckpointError(f"a MobileNetV2 with stages of {channels} channels; we know the widths {WIDTHS}")
         return MobileNetV2(width=width, output_stride=options.output_stride)
-    raise CheckpointError("the backbone is neither a ResNetV1c nor our MobileNetV2")
+    if "backbone.layer1.0.fused.conv.weight" in shapes:
+        return MobileNetEdgeTPU()
+    raise CheckpointError("the backbone is none of ResNetV1c, our MobileNetV2 and MobileNet-EdgeTPU")
 
 
 def _build_head(shapes: Shapes, options: Options) -> Head:

@@ -45,10 +45,9 @@ def segment_augmented(
         class ids [H, W] uint8 on the host
     """
     original = image.shape[0], image.shape[1]
-    height, width = preprocessing.input_size(original)
     total = torch.zeros(())
     for scale in scales:
-        size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        size = preprocessing.input_size(original, scale)
         for mirrored in (False, True) if flip else (False,):
             logits = _logits(segmentor, image.flip(1) if mirrored else image, size, preprocessing)
             for target in (size, original):

@@ -18,17 +18,23 @@ class Preprocessing:
     Attributes:
         scale: (long side, short side) that an image is resized to fit, keeping its ratio
         mean, std: per RGB channel, of values 0 to 255
+        multiple: of which each side of the input is one; the network's stride, where it was trained on such sizes
+            alone, since on others its maps cover a little more than the image
     """
 
     scale: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    multiple: int = 1
 
-    def input_size(self, original: Size) -> Size:
-        """Size of the network's input for an image of this size: mmsegmentation's keep-ratio rule."""
+    def input_size(self, original: Size, factor: float = 1.0) -> Size:
+        """Size of the network's input for an image of this size: mmsegmentation's keep-ratio rule, times a factor."""
         height, width = original
-        factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        factor *= min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
+        return self._rounded(height * factor), self._rounded(width * factor)
+
+    def _rounded(self, side: float) -> int:
+        return max(1, int(side / self.multiple + 0.5)) * self.multiple
 
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

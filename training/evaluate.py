@@ -79,6 +79,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if segmentor.num_classes != labels.count:
         raise LabelsError(f"{arguments.weights} has {segmentor.num_classes} classes, the labels {labels.count}")
     segmentor.to("cuda" if torch.cuda.is_available() else "cpu")
+    if segmentor.prefers_channels_last:
+        segmentor.use_channels_last()
     samples = load_split(arguments.data, arguments.split, labels)
     stored = checkpoint.metadata.get("preprocessing")
     preprocessing = Preprocessing(**json.loads(stored)) if stored else preprocessing_for(samples)

@@ -1,20 +1,17 @@
-"""The networks we train: a MobileNetV2 with pretrained weights, a head, a light decoder."""
+"""The networks we train: a pretrained backbone, a head, a light decoder."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.backbones.mobilenet import MobileNetV2
-from models.folding import fold_batch_norm
+from models.checkpoint import load_segmentor, read_checkpoint
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
 from models.heads.decoder import Decoder
@@ -24,42 +21,61 @@ from models.layers import ConvModule
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from training.data import Sample
+from training.pretrained import load_pretrained
 
 HeadName = Literal["ccnet", "ann", "nonlocal", "fcn"]
 
-FINE_CHANNELS = (24, 32)  # of c1 and c2
 CHANNELS = 128  # of the context
 DECODER_CHANNELS = (64, 96)  # at stride 4 and stride 8
 
 
-def new_segmentor(head: HeadName, num_classes: int, backbone: Path | None, output_stride: int) -> Segmentor:
-    """A segmentor to train: random head; backbone from torchvision-named weights, if given.
+def new_segmentor(head: HeadName, num_classes: int, pretrained: Path | None, output_stride: int) -> Segmentor:
+    """A segmentor to train: random head and decoder; the backbone from a file, or else a random MobileNetV2.
 
-    A pretrained backbone's batch norm is folded away: its statistics came from a million photos, and a
-    few hundred pictures in batches of four would only blur them.
+    Raises:
+        ValueError: the file is no backbone that we know
     """
-    net = MobileNetV2(output_stride=output_stride)
-    if backbone is not None:
-        try:
-            load_torchvision(net, load_file(backbone))
-        # Tensors of another network fail in as many ways as there are networks.
-        except (SafetensorError, ValueError, IndexError, RuntimeError, OSError) as exc:
-            raise ValueError(f"{backbone}: no weights of a torchvision MobileNetV2: {exc}") from exc
-        fold_batch_norm(net.eval())
-    return Segmentor(net, _new_head(head, num_classes), Decoder(CHANNELS, FINE_CHANNELS, DECODER_CHANNELS))
+    random = MobileNetV2(output_stride=output_stride)
+    backbone = random if pretrained is None else load_pretrained(pretrained, output_stride)
+    c1, c2, _, _ = stage_channels(backbone)
+    decoder = Decoder(CHANNELS, (c1, c2), DECODER_CHANNELS)
+    return Segmentor(backbone, _new_head(head, num_classes, backbone), decoder)
 
 
-def _new_head(name: HeadName, num_classes: int) -> Head:
+def continue_segmentor(head: HeadName, num_classes: int, initial: Path, output_stride: int) -> Segmentor:
+    """A segmentor with the trained backbone and decoder of another, and a new head.
+
+    Raises:
+        CheckpointError: `initial` is no checkpoint
+        ValueError: it has no decoder, or another output stride
+    """
+    started = load_segmentor(initial)
+    stride = read_checkpoint(initial).metadata.get("output_stride", "16")
+    if stride != str(output_stride):
+        raise ValueError(f"{initial} has output stride {stride}, not {output_stride}")
+    if started.decoder is None:
+        raise ValueError(f"{initial} has no decoder: not trained by this program")
+    return Segmentor(started.backbone, _new_head(head, num_classes, started.backbone), started.decoder)
+
+
+def stage_channels(backbone: nn.Module) -> list[int]:
+    """Channels of `c1` to `c4`."""
+    stages = [backbone.get_submodule(f"layer{stage}").modules() for stage in range(1, 5)]
+    return [[layer.out_channels for layer in stage if isinstance(layer, nn.Conv2d)][-1] for stage in stages]
+
+
+def _new_head(name: HeadName, num_classes: int, backbone: nn.Module) -> Head:
     classifier = DECODER_CHANNELS[0]
+    _, _, c3, c4 = stage_channels(backbone)
     match name:
         case "ccnet":
-            return CCHead(320, CHANNELS, num_classes, classifier_channels=classifier)
+            return CCHead(c4, CHANNELS, num_classes, classifier_channels=classifier)
         case "ann":
-            return ANNHead((96, 320), CHANNELS, num_classes, classifier_channels=classifier)
+            return ANNHead((c3, c4), CHANNELS, num_classes, classifier_channels=classifier)
         case "nonlocal":
-            return NonLocalHead(320, CHANNELS, num_classes, classifier_channels=classifier)
+            return NonLocalHead(c4, CHANNELS, num_classes, classifier_channels=classifier)
         case "fcn":
-            return FCNHead(320, CHANNELS, num_classes, classifier_channels=classifier)
+            return FCNHead(c4, CHANNELS, num_classes, classifier_channels=classifier)
 
 
 class AuxiliaryHead(nn.Module):
@@ -75,48 +91,30 @@ class AuxiliaryHead(nn.Module):
         return logits
 
 
-def load_torchvision(net: MobileNetV2, state: dict[str, Tensor]) -> None:
-    """Copy torchvision's `mobilenet_v2` weights (with batch norm) into ours; its classifier is dropped.
-
-    Raises:
-        ValueError: tensors are missing or left over
-    """
-    renamed = {
-        _rename(key): tensor
-        for key, tensor in state.items()
-        if re.match(r"features\.(\d|1[0-7])\.", key) and not key.endswith("num_batches_tracked")
-    }
-    wanted = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
-    if wanted != renamed.keys():
-        raise ValueError(f"not a torchvision MobileNetV2: {sorted(wanted ^ renamed.keys())[:5]} don't match")
-    net.load_state_dict(renamed, strict=False)
-
-
-# torchvision numbers all blocks through; (first block, stage) of each of ours.
-STAGE_STARTS = ((14, 4), (7, 3), (4, 2), (1, 1))
-PARTS = {3: ("expand", "depthwise", "project"), 2: ("depthwise", "project")}
-
-
-def _rename(key: str) -> str:
-    _, number, *rest = key.split(".")
-    block = int(number)
-    if block == 0:
-        return f"stem.{('conv', 'bn')[int(rest[0])]}.{rest[1]}"
-    start, stage = next((start, stage) for start, stage in STAGE_STARTS if block >= start)
-    names = PARTS[2 if block == 1 else 3]
-    # `conv.<i>.<j>`: part i with j 0 or 1 for convolution or norm; the last part has no such pair, only i and i + 1.
-    part = int(rest[1])
-    last = part >= len(names) - 1
-    layer = ("conv", "bn")[part - (len(names) - 1) if last else int(rest[2])]
-    return f"layer{stage}.{block - start}.{names[min(part, len(names) - 1)]}.{layer}.{rest[-1]}"
-
-
-def preprocessing_for(samples: Sequence[Sample]) -> Preprocessing:
-    """Images at the size of the largest one of a data set, with ImageNet's mean and deviation."""
+def preprocessing_for(samples: Sequence[Sample], enlargement: float = 1.0) -> Preprocessing:
+    """Images at the size of the largest one of a data set times a factor, in steps of the output stride."""
     height, width = max((sample.mask.shape for sample in samples), key=math.prod)
-    return Preprocessing((max(height, width), min(height, width)), IMAGENET_MEAN, IMAGENET_STD)
+    long, short = (round(enlargement * side) for side in (max(height, width), min(height, width)))
+    return Preprocessing((long, short), IMAGENET_MEAN, IMAGENET_STD, multiple=16)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bf16 where the device is made for it; on a CPU it is slower than float32."""
-    return torch.bfloat16 if device.type == "cuda" else None
+    """bf16 where the device multiplies in it; emulated, it is slower than float32."""
+    if device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return None
+
+
+class ExactConv2d(nn.Conv2d):
+    """A convolution that autocast leaves in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def keep_depthwise_exact(net: nn.Module) -> None:
+    """Take depthwise convolutions out of autocast, in place: on a CPU bf16 slows their gradient threefold."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            module.__class__ = ExactConv2d  # the same parameters under the same names

@@ -2,6 +2,7 @@
 
 const byId = (id) => document.getElementById(id);
 let current = null; // {id, info, point} of the image on show
+let picture = null; // the file it came from
 let turns = 0; // counts what was asked, so that a late answer to an earlier question is dropped
 
 function say(text, isError = false) {
@@ -17,8 +18,10 @@ async function ask(url, options) {
 
 async function segment(file) {
   const turn = ++turns;
+  picture = file;
   say("Segmenting…");
-  const reply = await (await ask("/segment", { method: "POST", body: file })).json();
+  const model = byId("model").value; // empty until the list of models has come
+  const reply = await (await ask(model ? `/segment?model=${model}` : "/segment", { method: "POST", body: file })).json();
   const info = await (await ask(`/attention/${reply.id}/info`)).json();
   if (turn !== turns) return; // a newer picture was chosen meanwhile
   current = { id: reply.id, info, point: null };
@@ -31,6 +34,12 @@ async function segment(file) {
   fill(byId("block"), current.info.blocks.map((block) => block.block));
   showParts();
   say(`${reply.model}: ${reply.timings_ms.forward.toFixed(0)} ms on the device.`);
+}
+
+async function showModels() {
+  const models = await (await ask("/models")).json();
+  fill(byId("model"), models.map((model) => model.name));
+  byId("model").value = models.find((model) => model.default).name;
 }
 
 async function showLegend(reply) {
@@ -77,6 +86,7 @@ function guarded(action) {
 
 byId("file").addEventListener("change", guarded((event) => event.target.files[0] && segment(event.target.files[0])));
 byId("sample").addEventListener("click", guarded(async () => segment(await (await ask("/web/sample.jpg")).blob())));
+byId("model").addEventListener("change", guarded(() => picture && segment(picture)));
 byId("alpha").addEventListener("input", (event) => { byId("mask").style.opacity = event.target.value; });
 byId("block").addEventListener("change", guarded(() => { showParts(); return look(); }));
 byId("part").addEventListener("change", guarded(look));
@@ -98,3 +108,5 @@ document.addEventListener("drop", guarded((event) => {
   return event.dataTransfer.files[0] && segment(event.dataTransfer.files[0]);
 }));
 document.addEventListener("paste", guarded((event) => event.clipboardData.files[0] && segment(event.clipboardData.files[0])));
+
+guarded(showModels)();

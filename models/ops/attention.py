@@ -27,12 +27,10 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     Returns:
         [B, V, H, W]
     """
-    context = F.scaled_dot_product_attention(
-        query.flatten(2).transpose(1, 2).unsqueeze(1),
-        key.transpose(1, 2).unsqueeze(1),
-        value.transpose(1, 2).unsqueeze(1),
-        scale=scale,
-    )
+    # Torch's fused kernel wants each position's channels side by side, or else falls back to the whole map.
+    # In channels-last memory they are, and nothing is copied.
+    queries, keys, values = (x.transpose(1, 2).contiguous().unsqueeze(1) for x in (query.flatten(2), key, value))
+    context = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
     return context.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])
 
 

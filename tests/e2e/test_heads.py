@@ -52,7 +52,7 @@ def test_each_block_is_timed_and_its_attention_sums_to_one(
     for block in blocks:
         reply = to_reply(record, attention_map(record, (100, 200), block, None, "all"))
         assert reply.sum == pytest.approx(1, abs=1e-9)
-        assert (len(reply.weights), len(reply.weights[0])) == (23, 30)
+        assert (len(reply.weights), len(reply.weights[0])) == (30, 40)
         if reply.anchors is not None:
             assert sum(len(row) for grid in reply.anchors.values() for row in grid) == 110
             assert sum((reply.levels or {}).values()) == pytest.approx(1, abs=1e-9)

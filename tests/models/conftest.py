@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.mobilenet import MobileNetV2
+from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
 from models.backbones.resnet import ResNet
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
@@ -79,15 +80,17 @@ def criss_cross_map() -> Callable[[Tensor, Tensor], Tensor]:
 
 @pytest.fixture
 def tiny_segmentor(randomize: Callable[[nn.Module], None]) -> Callable[[str, str], Segmentor]:
-    """Five classes, random weights, eval mode; with a MobileNetV2 comes a decoder."""
+    """Five classes, random weights, eval mode; with a MobileNet comes a decoder."""
 
     def tiny_segmentor(backbone: str, head: str) -> Segmentor:
-        low, high = (64, 128) if backbone == "resnet" else (24, 80)
         if backbone == "resnet":
-            segmentor = Segmentor(ResNet(50, stem_channels=(4, 8), planes=4), tiny_head(head, low, high))
+            segmentor = Segmentor(ResNet(50, stem_channels=(4, 8), planes=4), tiny_head(head, 64, 128))
+        elif backbone == "edgetpu":
+            decoder = Decoder(16, (24, 40), (8, 12))
+            segmentor = Segmentor(MobileNetEdgeTPU(), tiny_head(head, 72, 144, classifier_channels=8), decoder)
         else:
             decoder = Decoder(16, (8, 8), (8, 12))
-            segmentor = Segmentor(MobileNetV2(width=0.25), tiny_head(head, low, high, classifier_channels=8), decoder)
+            segmentor = Segmentor(MobileNetV2(width=0.25), tiny_head(head, 24, 80, classifier_channels=8), decoder)
         randomize(segmentor)
         record_statistics(segmentor)
         return segmentor.eval()

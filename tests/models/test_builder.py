@@ -59,7 +59,7 @@ def test_full_size_networks_are_built_from_their_shapes(shared: Path, name: str,
 
 
 @pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
-@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
 def test_same_architecture_from_the_shapes(tiny_segmentor: Build, backbone: str, head: str) -> None:
     segmentor = tiny_segmentor(backbone, head)
     built = build_segmentor(shapes_of(segmentor), Options())
@@ -96,7 +96,7 @@ def test_other_block_counts_are_named(tiny_segmentor: Build) -> None:
 def test_unknown_backbone_is_refused(tiny_segmentor: Build) -> None:
     shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
     renamed = {key.replace("backbone.", "trunk."): shape for key, shape in shapes.items()}
-    with pytest.raises(CheckpointError, match="neither a ResNetV1c nor our MobileNetV2"):
+    with pytest.raises(CheckpointError, match="none of ResNetV1c, our MobileNetV2 and MobileNet-EdgeTPU"):
         build_segmentor(renamed, Options())
 
 

@@ -46,7 +46,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
-@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
 def test_saved_and_loaded_is_the_same_after_rounding(
     tiny_segmentor: Build, tmp_path: Path, backbone: str, head: str
 ) -> None:
@@ -58,8 +58,10 @@ def test_saved_and_loaded_is_the_same_after_rounding(
     assert_equal_weights(loaded, {key: tensor.half().float() for key, tensor in weights(segmentor).items()})
 
 
-def test_float32_is_kept_exactly(tiny_segmentor: Build, tmp_path: Path) -> None:
-    segmentor = tiny_segmentor("mobilenet", "ann")
+@pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
+@pytest.mark.parametrize("backbone", ["mobilenet", "edgetpu"])
+def test_float32_is_kept_exactly(tiny_segmentor: Build, tmp_path: Path, backbone: str, head: str) -> None:
+    segmentor = tiny_segmentor(backbone, head)
     save_segmentor(segmentor, tmp_path / "model.safetensors", {}, torch.float32)
     loaded = load_segmentor(tmp_path / "model.safetensors")
     image = torch.randn(1, 3, 40, 56)
@@ -68,7 +70,7 @@ def test_float32_is_kept_exactly(tiny_segmentor: Build, tmp_path: Path) -> None:
         assert torch.equal(loaded(image).logits, segmentor(image).logits)
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
 def test_folded_backbone_is_saved_and_loaded(tiny_segmentor: Build, tmp_path: Path, backbone: str) -> None:
     segmentor = tiny_segmentor(backbone, "ccnet")
     fold_batch_norm(segmentor.backbone)
@@ -149,9 +151,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_named(state: dict[str,
 
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"neither a ResNetV1c nor our MobileNetV2|not an architecture that we know"
-    ):
+    with pytest.raises(CheckpointError, match="not an architecture that we know"):
         load_segmentor(tmp_path / "model.safetensors")
 
 

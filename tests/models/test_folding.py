@@ -14,7 +14,7 @@ Build = Callable[[str, str], Segmentor]
 
 
 @pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
-@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
 def test_folded_network_is_the_same_function(tiny_segmentor: Build, backbone: str, head: str) -> None:
     segmentor = tiny_segmentor(backbone, head)
     folded = deepcopy(segmentor)

@@ -16,7 +16,10 @@ BLOCKS = {
     "non_local": [("nl", 1)],
     "ann": [("afnb", 1), ("apnb", 1)],
 }
-ALL = pytest.mark.parametrize("backbone", ["resnet", "mobilenet"]), pytest.mark.parametrize("head", list(BLOCKS))
+ALL = (
+    pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"]),
+    pytest.mark.parametrize("head", list(BLOCKS)),
+)
 
 
 def every_network(test: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +98,7 @@ def test_channels_last_gives_the_same(tiny_segmentor: Build, backbone: str, head
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("backbone", "preferred"), [("resnet", False), ("mobilenet", True)])
+@pytest.mark.parametrize(("backbone", "preferred"), [("resnet", False), ("mobilenet", True), ("edgetpu", True)])
 def test_depthwise_backbones_prefer_channels_last(tiny_segmentor: Build, backbone: str, preferred: bool) -> None:
     assert tiny_segmentor(backbone, "ccnet").prefers_channels_last is preferred
 

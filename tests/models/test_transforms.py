@@ -37,6 +37,23 @@ def test_input_size_fits_the_scale_and_keeps_the_ratio(
     assert preprocessing.input_size(original) == expected
 
 
+@pytest.mark.parametrize(
+    ("original", "factor", "expected"),
+    [
+        ((360, 480), 1.0, (480, 640)),
+        ((1080, 1920), 1.0, (368, 640)),
+        ((333, 500), 1.0, (432, 640)),
+        ((1, 10_000), 1.0, (16, 640)),
+        ((360, 480), 0.75, (368, 480)),
+    ],
+)
+def test_input_size_is_rounded_to_the_multiple(
+    original: tuple[int, int], factor: float, expected: tuple[int, int]
+) -> None:
+    stepped = Preprocessing(scale=(640, 480), mean=IMAGENET_MEAN, std=IMAGENET_STD, multiple=16)
+    assert stepped.input_size(original, factor) == expected
+
+
 def test_order_of_the_scale_does_not_matter() -> None:
     turned = Preprocessing(scale=(360, 480), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert turned.input_size((500, 700)) == CAMVID.input_size((500, 700))

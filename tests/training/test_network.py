@@ -1,4 +1,4 @@
-"""New segmentors, and torchvision's weights under our names."""
+"""New segmentors, those that go on from a trained one, and the precision they train in."""
 
 from __future__ import annotations
 
@@ -8,135 +8,52 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from models import CheckpointError, Segmentor
 from models.backbones.mobilenet import MobileNetV2
-from training.network import AuxiliaryHead, HeadName, autocast_dtype, load_torchvision, new_segmentor
+from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
+from models.backbones.resnet import ResNet
+from models.checkpoint import save_segmentor
+from models.heads.fcn import FCNHead
+from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from training.data import Sample
+from training.network import (
+    AuxiliaryHead,
+    ExactConv2d,
+    HeadName,
+    autocast_dtype,
+    continue_segmentor,
+    keep_depthwise_exact,
+    new_segmentor,
+    preprocessing_for,
+    stage_channels,
+)
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "backbones" / "mobilenet_v2_tvqat_bn_fp32.safetensors"
-needs_real = pytest.mark.skipif(not REAL.exists(), reason="the pretrained backbone is not beside the repository")
-
-NAMES = {
-    "features.0.0.weight": "stem.conv.weight",
-    "features.0.1.running_var": "stem.bn.running_var",
-    "features.1.conv.0.0.weight": "layer1.0.depthwise.conv.weight",
-    "features.1.conv.0.1.bias": "layer1.0.depthwise.bn.bias",
-    "features.1.conv.1.weight": "layer1.0.project.conv.weight",
-    "features.1.conv.2.weight": "layer1.0.project.bn.weight",
-    "features.2.conv.0.0.weight": "layer1.1.expand.conv.weight",
-    "features.3.conv.1.0.weight": "layer1.2.depthwise.conv.weight",
-    "features.4.conv.0.1.running_mean": "layer2.0.expand.bn.running_mean",
-    "features.7.conv.1.1.weight": "layer3.0.depthwise.bn.weight",
-    "features.13.conv.2.weight": "layer3.6.project.conv.weight",
-    "features.14.conv.0.0.weight": "layer4.0.expand.conv.weight",
-    "features.17.conv.2.weight": "layer4.3.project.conv.weight",
-    "features.17.conv.3.bias": "layer4.3.project.bn.bias",
-}
-FIRST_BLOCKS = {"layer1": 1, "layer2": 4, "layer3": 7, "layer4": 14}
+PUBLISHED = pytest.mark.parametrize("published", ["mobilenet_file", "edgetpu_file"])
 
 
-def torchvision_name(key: str) -> str:
-    """Ours to torchvision's: the way back from what the code under test does."""
-    if key.startswith("stem."):
-        _, layer, leaf = key.split(".")
-        return f"features.0.{int(layer == 'bn')}.{leaf}"
-    stage, index, part, layer, leaf = key.split(".")
-    block = FIRST_BLOCKS[stage] + int(index)
-    place = ("expand", "depthwise", "project").index(part) - (block == 1)
-    is_norm = int(layer == "bn")
-    inner = f"{place + is_norm}" if part == "project" else f"{place}.{is_norm}"
-    return f"features.{block}.conv.{inner}.{leaf}"
-
-
-def torchvision_state() -> dict[str, Tensor]:
-    """Random weights for a MobileNetV2 as torchvision names them, with the last layers that we have no use for."""
-    torch.manual_seed(0)
-    ours = {key: value for key, value in MobileNetV2().state_dict().items() if "num_batches" not in key}
-    state = {torchvision_name(key): torch.rand_like(value) + 0.5 for key, value in ours.items()}
-    return {**state, "features.18.0.weight": torch.ones(1280, 320, 1, 1), "classifier.1.bias": torch.ones(1000)}
-
-
-@pytest.mark.parametrize(("theirs", "ours"), NAMES.items())
-def test_torchvision_weight_goes_where_it_belongs(theirs: str, ours: str) -> None:
-    state, net = torchvision_state(), MobileNetV2()
-    load_torchvision(net, state)
-    assert torch.equal(net.state_dict()[ours], state[theirs])
-
-
-def test_all_torchvision_weights_are_copied() -> None:
-    state, net = torchvision_state(), MobileNetV2()
-    load_torchvision(net, state)
-    loaded = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
-    assert all(torch.equal(value, state[torchvision_name(key)]) for key, value in loaded.items())
-
-
-@pytest.mark.parametrize("key", ["features.0.0.weight", "features.9.conv.1.1.running_mean", "features.17.conv.3.bias"])
-def test_missing_weight_is_refused_by_name(key: str) -> None:
-    state = torchvision_state()
-    del state[key]
-    with pytest.raises(ValueError, match=NAMES.get(key, "layer3.2.depthwise.bn.running_mean")):
-        load_torchvision(MobileNetV2(), state)
-
-
-def test_left_over_weight_is_refused() -> None:
-    state = {**torchvision_state(), "features.5.conv.0.0.bias": torch.zeros(192)}
-    with pytest.raises(ValueError, match=r"layer2\.1\.expand\.conv\.bias"):
-        load_torchvision(MobileNetV2(), state)
-
-
-def test_counts_of_batches_are_ignored() -> None:
-    state, net = torchvision_state(), MobileNetV2()
-    counts = {
-        key.replace("running_mean", "num_batches_tracked"): torch.tensor(9) for key in state if "running_mean" in key
-    }
-    assert counts
-    load_torchvision(net, {**state, **counts})
-    assert torch.equal(net.state_dict()["stem.conv.weight"], state["features.0.0.weight"])
-
-
-@pytest.mark.parametrize("content", [b"", b"no weights at all"])
-def test_file_that_is_no_safetensors_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "backbone.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"/backbone\.safetensors: .*header"):
-        new_segmentor("fcn", 11, tmp_path / "backbone.safetensors", 16)
-
-
-@needs_real
-def test_pretrained_file_fits() -> None:
-    state, net = load_file(REAL), MobileNetV2()
-    load_torchvision(net, state)
-    for theirs, ours in NAMES.items():
-        assert torch.equal(net.state_dict()[ours], state[theirs])
-
-
-@pytest.mark.parametrize("output_stride", [8, 16])
-def test_new_segmentor_s_backbone_computes_what_the_weights_say(output_stride: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = MobileNetV2(output_stride=output_stride).eval()
-    weights = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
-    save_file({torchvision_name(key): value for key, value in weights.items()}, tmp_path / "backbone.safetensors")
-    segmentor = new_segmentor("fcn", 11, tmp_path / "backbone.safetensors", output_stride)
-    image = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected, features = net(image), segmentor.backbone.eval()(image)
-    for name, feature in features.items():
-        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4)
-    assert features["c4"].shape == (1, 320, 64 // output_stride, 96 // output_stride)
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
-    weights = {key: value for key, value in MobileNetV2().state_dict().items() if "num_batches" not in key}
-    save_file({torchvision_name(key): value for key, value in weights.items()}, path)
+@pytest.fixture
+def weights(published: str, request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(published)
     return path
 
 
-def test_a_pretrained_backbone_is_folded_and_a_new_one_is_not(pretrained: Path) -> None:
-    for weights, folded in ((pretrained, True), (None, False)):
-        backbone = new_segmentor("fcn", 11, weights, 16).backbone
-        norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [(MobileNetV2, [24, 32, 96, 320]), (MobileNetEdgeTPU, [24, 40, 72, 144])],
+)
+def test_stage_channels_are_the_features(backbone: type[nn.Module], channels: list[int]) -> None:
+    net = backbone().eval()
+    with torch.no_grad():
+        features = net(torch.randn(1, 3, 32, 32))
+    assert stage_channels(net) == [feature.shape[1] for feature in features.values()] == channels
+
+
+def test_a_pretrained_backbone_is_folded_and_a_new_one_is_not(mobilenet_file: Path) -> None:
+    for published, folded in ((mobilenet_file, True), (None, False)):
+        backbone = new_segmentor("fcn", 11, published, 16).backbone
+        norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
         assert (not norms) == folded
 
 
@@ -184,17 +101,20 @@ def backward(head: HeadName, weights: Path) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in segmentor.named_parameters()}
 
 
+@PUBLISHED
 @pytest.mark.parametrize("head", ZERO_AT_FIRST)
-def test_logits_are_at_stride_four(head: HeadName) -> None:
-    segmentor = new_segmentor(head, 11, None, 16).eval()
+def test_logits_are_at_stride_four(head: HeadName, weights: Path) -> None:
+    segmentor = new_segmentor(head, 11, weights, 16).eval()
     with torch.no_grad():
         assert segmentor(torch.randn(2, 3, 64, 96)).logits.shape == (2, 11, 16, 24)
 
 
+@PUBLISHED
 @pytest.mark.parametrize("head", ZERO_AT_FIRST)
-def test_gradients_reach_all_weights_but_those_behind_a_zero(head: HeadName, pretrained: Path) -> None:
-    gradients = backward(head, pretrained)
-    assert "backbone.stem.conv.bias" in gradients  # what folding made of a norm is trained too
+def test_gradients_reach_all_weights_but_those_behind_a_zero(head: HeadName, weights: Path) -> None:
+    gradients = backward(head, weights)
+    # What folding made of a norm is trained too.
+    assert gradients.keys() & {"backbone.stem.conv.bias", "backbone.stem.0.conv.bias"}
     assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert {
         name for name, gradient in gradients.items() if gradient is not None and not gradient.any()
@@ -205,6 +125,95 @@ def test_auxiliary_head_keeps_the_map_s_size() -> None:
     assert AuxiliaryHead(96, 11)(torch.randn(2, 96, 5, 7)).shape == (2, 11, 5, 7)
 
 
-def test_only_a_gpu_trains_in_half_precision() -> None:
-    assert autocast_dtype(torch.device("cpu")) is None
-    assert autocast_dtype(torch.device("cuda")) is torch.bfloat16
+@pytest.mark.parametrize("enlargement", [1.0, 4 / 3])
+def test_preprocessing_is_of_the_largest_image_times_the_enlargement(enlargement: float) -> None:
+    sizes = [(90, 120), (128, 97), (12, 200)]
+    samples = [Sample("", torch.zeros(*size, 3), torch.zeros(size)) for size in sizes]
+    scale = {1.0: (128, 97), 4 / 3: (171, 129)}[enlargement]
+    assert preprocessing_for(samples, enlargement) == Preprocessing(scale, IMAGENET_MEAN, IMAGENET_STD, multiple=16)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    theirs = second.state_dict()
+    return all(torch.equal(tensor, theirs[key]) for key, tensor in first.state_dict().items())
+
+
+@PUBLISHED
+def test_continued_segmentor_has_the_trained_backbone_and_decoder_and_a_new_head(weights: Path, tmp_path: Path) -> None:
+    trained = new_segmentor("ann", 11, weights, 16)
+    save_segmentor(trained, tmp_path / "trained.safetensors", {}, torch.float32)
+    same_head, other_head = (
+        continue_segmentor(head, 5, tmp_path / "trained.safetensors", 16) for head in ("ann", "ccnet")
+    )
+    for continued in (same_head, other_head):
+        assert continued.decoder is not None
+        assert trained.decoder is not None
+        assert same(continued.backbone, trained.backbone)
+        assert same(continued.decoder, trained.decoder)
+        assert continued.num_classes == 5
+        assert all(parameter.requires_grad for parameter in continued.parameters())
+    assert not same(same_head.get_submodule("decode_head.bottleneck"), trained.get_submodule("decode_head.bottleneck"))
+    with torch.no_grad():
+        assert other_head.eval()(torch.randn(1, 3, 32, 48)).logits.shape == (1, 5, 8, 12)
+
+
+def test_checkpoint_without_a_decoder_is_not_continued(tmp_path: Path) -> None:
+    without = Segmentor(ResNet(50, stem_channels=(4, 8), planes=4), FCNHead(128, 16, 5))
+    save_segmentor(without, tmp_path / "resnet.safetensors", {})
+    with pytest.raises(ValueError, match=r"/resnet\.safetensors has no decoder"):
+        continue_segmentor("fcn", 5, tmp_path / "resnet.safetensors", 16)
+
+
+def test_another_output_stride_is_not_continued(tmp_path: Path) -> None:
+    save_segmentor(new_segmentor("fcn", 5, None, 8), tmp_path / "fine.safetensors", {"output_stride": "8"})
+    with pytest.raises(ValueError, match=r"/fine\.safetensors has output stride 8, not 16"):
+        continue_segmentor("fcn", 5, tmp_path / "fine.safetensors", 16)
+
+
+def test_published_backbone_alone_is_not_continued(mobilenet_file: Path) -> None:
+    with pytest.raises(CheckpointError, match="not an architecture that we know"):
+        continue_segmentor("fcn", 5, mobilenet_file, 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "dtype"),
+    [
+        ("cuda", {}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "avx512_f": True}, None),
+        ("cpu", {}, None),
+    ],
+)
+def test_half_precision_is_for_devices_that_multiply_in_it(
+    device: str, capabilities: dict[str, bool], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert autocast_dtype(torch.device(device)) is dtype
+
+
+@pytest.mark.parametrize("backbone", [MobileNetV2, MobileNetEdgeTPU])
+def test_depthwise_convolutions_alone_are_kept_exact(backbone: type[nn.Module]) -> None:
+    net = backbone()
+    before = net.state_dict()
+    depthwise = {name for name, module in net.named_modules() if name.endswith("depthwise.conv")}
+    keep_depthwise_exact(net)
+    assert {name for name, module in net.named_modules() if isinstance(module, ExactConv2d)} == depthwise
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_exact_convolution_is_float32_under_autocast() -> None:
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)
+    net = nn.Sequential(nn.Conv2d(1, 8, 1), depthwise, nn.Conv2d(8, 4, 1))
+    keep_depthwise_exact(net)
+    dtypes = []
+    for module in net:
+        module.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        middle = net[0](torch.randn(2, 1, 5, 5))
+        out = net[1:](middle)
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
+    torch.autograd.backward(out.float().sum())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+    expected = F.conv2d(middle.float(), depthwise.weight, depthwise.bias, groups=8)
+    assert torch.equal(depthwise(middle), expected)

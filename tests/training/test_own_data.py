@@ -31,7 +31,8 @@ COMMANDS = {"train": training.main, "evaluate": evaluation.main}
 SHORT = ("--head", "fcn", "--epochs", "1", "--batch-size", "2", "--crop", "32")
 # Width and height of a split's images. Those of `test` would ask for a larger network input than training's.
 SIZES = {"train": (72, 56), "val": (56, 72), "test": (144, 112)}
-PREPROCESSING = Preprocessing((72, 56), IMAGENET_MEAN, IMAGENET_STD)
+# That of training's largest image times 4/3, as the default recipe enlarges.
+PREPROCESSING = Preprocessing((96, 75), IMAGENET_MEAN, IMAGENET_STD, multiple=16)
 
 Run = Callable[..., int]
 
@@ -128,7 +129,7 @@ def test_training_writes_weights_and_scores(trained: Path) -> None:
 def test_header_says_what_the_weights_were_trained_for(trained: Path) -> None:
     metadata = read_checkpoint(trained / "weights.safetensors").metadata
     assert json.loads(metadata["classes"]) == {"names": NAMES, "palette": PALETTE}
-    assert Preprocessing(**json.loads(metadata["preprocessing"])).input_size((560, 720)) == (56, 72)
+    assert Preprocessing(**json.loads(metadata["preprocessing"])).input_size((560, 720)) == (80, 96)
     recipe = json.loads(metadata["recipe"])
     assert (recipe["head"], recipe["crop"], recipe["drawn_share"]) == ("fcn", 32, 0)
 
@@ -249,13 +250,13 @@ def test_labels_that_are_no_yaml_are_one_sentence(
     assert f"{spoilt / 'labels.yaml'}: while parsing" in refused(command, spoilt)
 
 
-@pytest.mark.parametrize("kind", ["last.pt", "--backbone"])
+@pytest.mark.parametrize("kind", ["last.pt", "--backbone", "--initial"])
 def test_junk_instead_of_weights_is_one_sentence(
     kind: str, run: Run, fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     junk = tmp_path / "last.pt"  # which is where training looks for a run to go on with
     junk.write_bytes(b"no weights at all")
-    output, options = (tmp_path, ()) if kind == "last.pt" else (tmp_path / "out", ("--backbone", junk))
+    output, options = (tmp_path, ()) if kind == "last.pt" else (tmp_path / "out", (kind, junk))
     data = ("--data", fields, "--labels", fields / "labels.yaml")
     assert run("train", *data, "--output", output, *SHORT, *options) == 1
     said = capsys.readouterr()

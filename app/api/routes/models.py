@@ -8,6 +8,7 @@ from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.schemas import ModelClass, ModelInfo
 from models import ModelSpec
+from models.transforms import Preprocessing
 
 router = APIRouter()
 
@@ -23,7 +24,6 @@ async def get_model(name: str, services: ServicesDep) -> ModelInfo:
 
 
 def _describe(services: Services, spec: ModelSpec) -> ModelInfo:
-    long_side, short_side = spec.preprocessing.scale
     return ModelInfo(
         name=spec.name,
         title=spec.title,
@@ -32,11 +32,19 @@ def _describe(services: Services, spec: ModelSpec) -> ModelInfo:
         device=services.engine.device,
         dataset=spec.dataset,
         miou=spec.miou,
-        input_rule=f"resized, keeping its ratio, to fit {long_side}x{short_side} (long side x short side)",
+        input_rule=_input_rule(spec.preprocessing),
         classes=[
             ModelClass(id=index, name=name, color=color)
             for index, (name, color) in enumerate(zip(spec.classes.names, spec.classes.palette, strict=True))
         ],
         licence=spec.licence,
         source=spec.source,
+    )
+
+
+def _input_rule(preprocessing: Preprocessing) -> str:
+    long_side, short_side = preprocessing.scale
+    rule = f"resized, keeping its ratio, to fit {long_side}x{short_side} (long side x short side)"
+    return (
+        rule if preprocessing.multiple == 1 else f"{rule}, each side rounded to a multiple of {preprocessing.multiple}"
     )

@@ -29,7 +29,7 @@ async def test_classes_and_palette(client: httpx.AsyncClient) -> None:
         assert [found["id"] for found in model["classes"]] == list(range(len(spec.classes.names)))
         assert [found["name"] for found in model["classes"]] == list(spec.classes.names)
         assert [tuple(found["color"]) for found in model["classes"]] == list(spec.classes.palette)
-        assert "480x360" in model["input_rule"]
+        assert model["input_rule"].endswith("640x480 (long side x short side), each side rounded to a multiple of 16")
         assert (model["licence"], model["source"]) == (spec.licence, spec.source)
 
 
