@@ -91,11 +91,11 @@ class AuxiliaryHead(nn.Module):
         return logits
 
 
-def preprocessing_for(samples: Sequence[Sample], enlargement: float = 1.0) -> Preprocessing:
-    """Images at the size of the largest one of a data set times a factor, in steps of the output stride."""
+def preprocessing_for(samples: Sequence[Sample], enlargement: float = 1.0, multiple: int = 1) -> Preprocessing:
+    """Images at the size of the largest one of a data set times a factor, with ImageNet's mean and deviation."""
     height, width = max((sample.mask.shape for sample in samples), key=math.prod)
     long, short = (round(enlargement * side) for side in (max(height, width), min(height, width)))
-    return Preprocessing((long, short), IMAGENET_MEAN, IMAGENET_STD, multiple=16)
+    return Preprocessing((long, short), IMAGENET_MEAN, IMAGENET_STD, multiple)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -44,7 +44,7 @@ def train(recipe: Recipe, data: Path, labels: Labels, start: Start, output: Path
         "classes": to_json(labels.classes),
         "preprocessing": json.dumps(asdict(trainer.preprocessing)),
         "recipe": json.dumps(asdict(recipe)),
-        "start": json.dumps(start.names()),
+        "start": json.dumps(trainer.started_from),
     }
     save_segmentor(trainer.averaged, output / "weights.safetensors", metadata)
     return trainer

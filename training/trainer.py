@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ LOVASZ_STEP = 4  # its sorting looks at one pixel in 4 x 4, each time others
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome beside the data; saved with it."""
+    """What decides the outcome beside data and code; saved with it."""
 
     head: HeadName = "ccnet"
     epochs: int = 60
@@ -44,6 +45,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup_steps: int = 40
     auxiliary_weight: float = 0.4
+    class_weight_constant: float = 1.4  # ENet's, where it is 1.02: the larger, the less do rare classes count
     lovasz_weight: float = 0.5
     ema_decay: float = 0.995
     clip_norm: float = 5.0
@@ -69,9 +71,10 @@ class Start:
         if self.backbone is not None and self.initial is not None:
             raise ValueError("a training begins from a backbone or from a segmentor, not from both")
 
-    def names(self) -> dict[str, str]:
-        """Role to file name, for the record."""
-        return {role: path.name for role, path in asdict(self).items() if path is not None}
+    def record(self) -> dict[str, str]:
+        """Role to name and sha256 of its file."""
+        files = {role: path for role, path in asdict(self).items() if path is not None}
+        return {role: f"{path.name}, sha256 {sha256(path.read_bytes()).hexdigest()}" for role, path in files.items()}
 
 
 class Trainer:
@@ -88,22 +91,22 @@ class Trainer:
             raise ValueError(f"a crop of {recipe.crop} is smaller than {SMALLEST_CROP} pixels")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.start = start
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.labels = labels
         num_classes = labels.count
-        self.preprocessing = preprocessing_for(samples, recipe.enlargement)
+        self.preprocessing = preprocessing_for(samples, recipe.enlargement, recipe.output_stride)
         if start.initial is None:
             self.segmentor = new_segmentor(recipe.head, num_classes, start.backbone, recipe.output_stride)
         else:
             self.segmentor = continue_segmentor(recipe.head, num_classes, start.initial, recipe.output_stride)
+        self.started_from = start.record()
         self.segmentor.to(self.device).use_channels_last()
         self.auxiliary = AuxiliaryHead(stage_channels(self.segmentor.backbone)[2], num_classes).to(self.device)
         self.averaged = copy.deepcopy(self.segmentor).eval()
         if self.device.type == "cpu":
             keep_depthwise_exact(self.segmentor)
-        # ENet's class weights with a milder constant: rare classes count more, by less than a factor of two.
-        self.class_weights = 1 / torch.log(1.4 + class_frequencies(samples, num_classes))
+        # ENet's class weights (arXiv 1606.02147, section 4.2).
+        self.class_weights = 1 / torch.log(recipe.class_weight_constant + class_frequencies(samples, num_classes))
         self.class_weights = (self.class_weights / self.class_weights.mean()).to(self.device)
         self.optimizer = self._new_optimizer()
         self.items = TrainingSet(
@@ -189,7 +192,7 @@ class Trainer:
         """What a run that goes on must have in common with the one that began."""
         ignored = sorted(self.labels.ignored)
         labels = {"classes": to_json(self.labels.classes), "ignored": ignored}
-        return {**asdict(self.recipe), **labels, "start": self.start.names()}
+        return {**asdict(self.recipe), **labels, "start": self.started_from}
 
     def save(self, path: Path) -> None:
         state = {

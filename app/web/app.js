@@ -21,7 +21,7 @@ async function segment(file) {
   picture = file;
   say("Segmenting…");
   const model = byId("model").value; // empty until the list of models has come
-  const reply = await (await ask(model ? `/segment?model=${model}` : "/segment", { method: "POST", body: file })).json();
+  const reply = await (await ask(model ? `/segment?model=${encodeURIComponent(model)}` : "/segment", { method: "POST", body: file })).json();
   const info = await (await ask(`/attention/${reply.id}/info`)).json();
   if (turn !== turns) return; // a newer picture was chosen meanwhile
   current = { id: reply.id, info, point: null };

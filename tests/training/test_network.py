@@ -130,7 +130,7 @@ def test_preprocessing_is_of_the_largest_image_times_the_enlargement(enlargement
     sizes = [(90, 120), (128, 97), (12, 200)]
     samples = [Sample("", torch.zeros(*size, 3), torch.zeros(size)) for size in sizes]
     scale = {1.0: (128, 97), 4 / 3: (171, 129)}[enlargement]
-    assert preprocessing_for(samples, enlargement) == Preprocessing(scale, IMAGENET_MEAN, IMAGENET_STD, multiple=16)
+    assert preprocessing_for(samples, enlargement, 8) == Preprocessing(scale, IMAGENET_MEAN, IMAGENET_STD, multiple=8)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

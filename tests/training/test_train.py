@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,11 @@ def test_header_names_the_file_that_training_began_from(run: Run, edgetpu_file: 
     assert run("--output", first.parent, "--backbone", edgetpu_file) == 0
     assert run("--output", second.parent, "--initial", first) == 0
     starts = [json.loads(read_checkpoint(path).metadata["start"]) for path in (first, second)]
-    assert starts == [{"backbone": "edgetpu.safetensors"}, {"initial": "weights.safetensors"}]
+    digests = [sha256(path.read_bytes()).hexdigest() for path in (edgetpu_file, first)]
+    assert starts == [
+        {"backbone": f"edgetpu.safetensors, sha256 {digests[0]}"},
+        {"initial": f"weights.safetensors, sha256 {digests[1]}"},
+    ]
     backbones = [load_segmentor(path).backbone for path in (first, second)]
     assert all(isinstance(backbone, MobileNetEdgeTPU) for backbone in backbones)
     # One step at the backbone's low rate leaves it close to where it began.

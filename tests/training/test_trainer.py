@@ -117,6 +117,16 @@ def test_resuming_what_began_elsewhere_is_refused(data_set: Path, mobilenet_file
         begun.load(tmp_path / "last.pt")
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "weights.safetensors" for folder in ("one", "other")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    one, other = (Start(initial=path).record() for path in paths)
+    assert one.keys() == other.keys() == {"initial"}
+    assert one != other
+
+
 def test_recipe_s_crop_is_what_the_network_sees(data_set: Path) -> None:
     image, mask = new_trainer(replace(SHORT, crop=48), data_set).items[0]
     assert (image.shape, mask.shape) == ((48, 48, 3), (48, 48))
