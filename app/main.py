@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -20,6 +20,7 @@ from app.api.dependencies import Services
 from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
+from app.engine.device import Device
 from app.engine.engine import Engine
 from app.engine.memory import give_back
 from app.engine.scheduler import Policy
@@ -27,14 +28,18 @@ from app.engine.worker import Worker
 from app.metrics import Metrics
 from app.results import ResultStore
 from app.settings import Settings
-from models import list_models
+from models import ModelSpec, list_models
 
 SWEEP_INTERVAL = 5.0  # seconds
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI application. Models load in the background once it starts."""
+def create_app(settings: Settings, worker: Device | None = None, specs: Sequence[ModelSpec] | None = None) -> FastAPI:
+    """The service as an ASGI application. Models load in the background once it starts.
+
+    Args:
+        worker, specs: in place of those of the settings, as tests and benchmarks need it
+    """
     app = FastAPI(
         title="SegLens",
         version=__version__,
@@ -48,16 +53,17 @@ def create_app(settings: Settings) -> FastAPI:
     patch_fastapi(app, redirect_from_root_to_docs=False)
     series = Metrics()
     series.build(__version__, torch.__version__)
-    worker = Worker(settings.device, settings.threads, series)
+    worker = Worker(settings.device, settings.threads) if worker is None else worker
     policy = Policy(
         settings.max_batch_size or worker.best_batch_size,
         settings.max_batch_pixels,
         settings.max_queue_size,
         settings.max_queue_bytes,
+        worker.slots,
     )
     app.state.services = Services(
         settings=settings,
-        engine=Engine(worker, list_models(), policy, series),
+        engine=Engine(worker, list_models() if specs is None else specs, policy, series, settings.stall_timeout),
         results=ResultStore(settings.max_result_bytes, settings.result_ttl),
         metrics=series,
         codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),

@@ -22,6 +22,7 @@ SECONDS = (
 )
 MODULE_SECONDS = (0.0001, 0.0002, 0.0005, *SECONDS)
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)  # of an outcome to what was told before it
 
 
 class Metrics:
@@ -53,6 +54,16 @@ class Metrics:
         self._wait = self._gauge(
             "queue_predicted_wait_seconds", "Predicted time until all that wait now are done; NaN if unknown.", "model"
         )
+        self._wait_ratio = self._histogram(
+            "wait_ratio", "Time that an answer took, divided by the time predicted at the door.", ("model",), RATIOS
+        )
+        self._retry_after_ratio = self._histogram(
+            "retry_after_ratio",
+            "Time until a refused caller would have been let in, divided by the time it was told.",
+            (),
+            RATIOS,
+        )
+        self._wasted = self._counter("wasted_seconds", "Device time spent on images whose callers had left.", "model")
         self._memory = self._gauge("device_memory_bytes", "Memory on the device.", "device", "kind")
         self._busy = self._counter("device_busy_seconds", "Time the device spent on batches.", "device")
         self._progress = self._gauge(
@@ -79,11 +90,24 @@ class Metrics:
         for stage, seconds in timings.stages.items():
             self._stages.labels(model, stage).observe(seconds)
 
-    def batch(self, model: str, device: str, reason: str, size: int, seconds: float) -> None:
+    def batch(self, model: str, reason: str, size: int) -> None:
         self._batch_sizes.labels(model).observe(size)
         self._batches.labels(model, reason).inc()
+
+    def device(self, device: str, seconds: float) -> None:
+        """A batch is done, which kept the whole device busy for so long."""
         self._busy.labels(device).inc(seconds)
         self._progress.labels(device).set(time.time())
+
+    def wasted(self, model: str, seconds: float) -> None:
+        self._wasted.labels(model).inc(seconds)
+
+    def wait_ratio(self, model: str, ratio: float | None) -> None:
+        if ratio is not None:
+            self._wait_ratio.labels(model).observe(ratio)
+
+    def retry_after_ratio(self, ratio: float) -> None:
+        self._retry_after_ratio.observe(ratio)
 
     def modules(self, model: str, device: str, seconds: Mapping[str, float]) -> None:
         for module, duration in seconds.items():

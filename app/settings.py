@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Seconds a request may take; a client may ask for less, not for more."
     )
 
-    max_batch_size: int = Field(0, ge=0, description="Most images in one forward pass; 0 takes 2 on a CPU, 8 on CUDA.")
+    max_batch_size: int = Field(0, ge=0, description="Most images in one forward pass; 0 takes 1 on a CPU, 8 on CUDA.")
     max_batch_pixels: int = Field(4 << 20, gt=0, description="Most network-input pixels in one forward pass.")
     max_queue_size: int = Field(64, gt=0, description="Most images waiting for the device.")
     max_queue_bytes: int = Field(256 << 20, gt=0, description="Most bytes of images waiting for the device.")
@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
     max_result_bytes: int = Field(256 << 20, gt=0, description="Memory for results; the oldest go first.")
     drain_timeout: float = Field(25.0, gt=0, description="Seconds for accepted requests to finish at shutdown.")
+    stall_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds of one batch after which the device is taken for dead, and the server ends.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -14,9 +14,9 @@ from PIL import Image
 from app.api.attention import attention_map, render_heat
 from app.api.record import Record
 from app.api.rendering import render_image
-from app.engine.worker import Segmentation, Worker, prepare
+from app.engine.device import Segmentation
+from app.engine.worker import Worker, prepare
 from app.imaging import decode, encode_rgb
-from app.metrics import Metrics
 from models import get_spec
 from training.scenes import draw_street
 
@@ -28,9 +28,10 @@ RESULT = Path(__file__).parent / "results" / "example.jpg"
 
 def segment(image: NDArray[np.uint8]) -> Record:
     spec, upload = get_spec(MODEL), encode_rgb(image)
-    worker = Worker("auto", 0, Metrics())
+    worker = Worker("auto", 0)
     worker.load(spec)
-    (segmentation,) = worker.run(MODEL, [prepare(upload, image.size, spec.preprocessing, wants_traces=True)])
+    prepared = prepare(upload, image.size, spec.preprocessing, wants_traces=True)
+    (segmentation,) = worker.run(MODEL, worker.stage([prepared])).outcomes
     assert isinstance(segmentation, Segmentation)
     return Record("example", spec, upload, segmentation)
 

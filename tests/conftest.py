@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -28,26 +29,41 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class Process(NamedTuple):
+    """A server as a process of its own."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+Serving = Callable[..., AbstractContextManager[Process]]
+
+
 @pytest.fixture(scope="session")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractContextManager[tuple[str, Path]]]:
-    """`with serving() as (url, log)`: `seglens serve` as a process, ready, and asked to end in order afterwards."""
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """`with serving() as (url, log, process)`: `seglens serve`, ready; asked to end in order afterwards, if it hasn't.
+
+    A module may stand in for `app`, and settings may be added: `serving("module", port="80")`.
+    """
 
     @contextmanager
-    def serving() -> Iterator[tuple[str, Path]]:
+    def serving(module: str = "app", *arguments: str, status: int = 0, **settings: str) -> Iterator[Process]:
         log = tmp_path_factory.mktemp("server") / "log"
         environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("SEGLENS_")}
+        own = {f"SEGLENS_{name.upper()}": value for name, value in settings.items()}
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve"],
+                [sys.executable, "-m", module, *arguments, "serve"],
                 cwd=ROOT,
-                env={**environment, **SETTINGS},
+                env={**environment, **SETTINGS, **own},
                 stdout=sink,
                 stderr=sink,
             )
         try:
-            yield _url_once_ready(process, log), log
+            yield Process(_url_once_ready(process, log), log, process)
             process.terminate()
-            assert process.wait(40) == 0, log.read_text()
+            assert process.wait(40) == status, log.read_text()
         finally:
             process.kill()
             process.wait()
@@ -56,10 +72,10 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], AbstractCo
 
 
 @pytest.fixture(scope="module")
-def server_url(serving: Callable[[], AbstractContextManager[tuple[str, Path]]]) -> Iterator[str]:
+def server_url(serving: Serving) -> Iterator[str]:
     """Where a server of the module's own listens."""
-    with serving() as (url, _):
-        yield url
+    with serving() as served:
+        yield served.url
 
 
 def _url_once_ready(process: subprocess.Popen[bytes], log: Path) -> str:

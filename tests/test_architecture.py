@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = {"app", "models", "training"}
 WEB = {"fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn", "httpx"}
+# What the scheduler is made of.
+PURE = {"app.engine.cost", "app.engine.jobs", "app.engine.limits", "app.engine.promises"}
 
 # A layer to those of our packages that it may import. A module belongs to the longest name that fits.
 ALLOWED: dict[str, set[str]] = {
@@ -24,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "app.imaging": {"app.errors"},
     "app.results": {"app.errors"},
     "app.engine": {"app.engine", "app.errors", "app.imaging", "app.metrics", "app.timings", "models"},
-    "app.engine.scheduler": {"app.errors"},
+    **dict.fromkeys(PURE, PURE),
+    "app.engine.scheduler": {*PURE, "app.errors"},
+    "app.engine.turns": set(),
     "app.api": {"app", "models"},
     "app.server": {"app.api.dependencies", "app.settings"},
     "app.main": {"app", "models"},
@@ -49,7 +53,8 @@ FORBIDDEN: dict[str, set[str]] = {
     "app.main": {"app.server", "app.__main__"},
     "app.server": {"torch", "app.main", "app.__main__"},
     "app.engine": WEB,
-    "app.engine.scheduler": {"torch", "asyncio", "time", "threading"},
+    **{layer: {"torch", "asyncio", "time", "threading"} for layer in (*PURE, "app.engine.scheduler")},
+    "app.engine.turns": {"torch", "asyncio", "time"},
     "app.errors": {"torch", "asyncio", *WEB},
     "app.settings": {"torch", "asyncio", "fastapi", "starlette"},
     "app.metrics": {"torch", "asyncio", "fastapi", "starlette"},
@@ -58,6 +63,8 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {
+    "app/engine/threads.py": "what tests/app/engine/test_engine.py and test_engine_faults.py drive all their batches through",
+    "app/engine/waiting.py": "callers alone; who is answered, and how, is in tests/app/engine/test_engine.py",
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
     "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",
     "app/api/schemas.py": "bodies alone; read field by field in tests/app/api/routes and test_openapi.py",

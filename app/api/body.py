@@ -35,6 +35,12 @@ OPENAPI_BODY = {
 }
 
 
+def announced_bytes(request: Request) -> int:
+    """The length of the body as its header has it, or 0."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
+
+
 async def read_image(request: Request, max_bytes: int) -> bytes:
     """The bytes of the one image in a request.
 
@@ -43,9 +49,8 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
         TooLarge: more than `max_bytes`, by its announcement or by count
         UnsupportedImage: a content type that we don't read
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise _too_large(int(announced), max_bytes)
+    if announced_bytes(request) > max_bytes:
+        raise _too_large(announced_bytes(request), max_bytes)
     limited = Request(request.scope, _limited(request, max_bytes))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM_TYPE:

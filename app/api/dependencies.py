@@ -40,7 +40,7 @@ class Services:
         return await asyncio.get_running_loop().run_in_executor(self.codecs, lambda: function(*args, **kwargs))
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # async, or FastAPI would send it to another thread
     services: Services = request.app.state.services
     return services
 

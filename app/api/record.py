@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.engine.worker import Segmentation
+from app.engine.device import Segmentation
 from models import ModelSpec
 
 

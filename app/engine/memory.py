@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.worker import Segmentation
+from app.engine.device import Segmentation
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

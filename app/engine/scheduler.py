@@ -1,4 +1,4 @@
-"""Decides which waiting jobs form the next batch, and whom to refuse at the door.
+"""Decides whom to refuse at the door, and which waiting jobs form the next batch.
 
 A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 """
@@ -6,224 +6,290 @@ A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
 
-from app.errors import DeadlineUnreachable, QueueFull
-
-Payload = TypeVar("Payload")
-Reason = Literal["full", "pixels", "idle"]
+from app.engine.cost import Costs, Surprise
+from app.engine.jobs import Batch, Job, Lane, Payload, Reason
+from app.engine.limits import Limits
+from app.engine.promises import Promise, Promises
+from app.errors import DeadlineUnreachable, Overloaded, QueueFull
 
 
 @dataclass(frozen=True)
 class Policy:
+    """
+    Attributes:
+        slots: batches that the device runs at once
+    """
+
     max_batch_size: int
     max_batch_pixels: int
     max_queue_size: int
     max_queue_bytes: int
-
-
-@dataclass(frozen=True)
-class Lane:
-    """What jobs must have in common to share a forward pass."""
-
-    model: str
-    input_size: tuple[int, int]  # height, width
-
-    @property
-    def pixels(self) -> int:
-        return self.input_size[0] * self.input_size[1]
-
-
-@dataclass(eq=False)
-class Job(Generic[Payload]):
-    """One image waiting.
-
-    Attributes:
-        nbytes: it holds while waiting
-        deadline: when its answer is no longer wanted, on the clock that the scheduler is given
-    """
-
-    lane: Lane
-    nbytes: int
-    deadline: float
-    payload: Payload
-    submitted: float = 0.0
-
-
-@dataclass(eq=False)
-class Batch(Generic[Payload]):
-    lane: Lane
-    jobs: list[Job[Payload]]
-    reason: Reason  # why it is no larger: by count, by pixels, or no more were waiting
-    started: float
-
-
-@dataclass
-class Cost:
-    """Seconds of a batch of n as a + b * n, by least squares over recent batches."""
-
-    MEMORY = 0.95  # weight of the past at each new batch: about the last twenty count
-    MINIMUM = 5  # batches before a prediction is made
-
-    count: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, n, n^2, t, n*t
-
-    def learn(self, size: int, seconds: float) -> None:
-        self.count += 1
-        new = (1.0, size, size * size, seconds, size * seconds)
-        self.sums = [self.MEMORY * old + value for old, value in zip(self.sums, new, strict=True)]
-
-    def predict(self, size: int) -> float | None:
-        """Seconds of a batch of this size, or None as long as too little is known."""
-        if self.count < self.MINIMUM:
-            return None
-        ones, n, nn, t, nt = self.sums
-        spread = ones * nn - n * n
-        slope = (ones * nt - n * t) / spread if spread > 1e-6 * ones * nn else t / n
-        # Neither part of a cost is negative; noise may say otherwise.
-        slope = min(max(slope, 0.0), t / n)
-        return max(0.0, t - slope * n) / ones + slope * size
+    slots: int = 1
 
 
 class Scheduler(Generic[Payload]):
-    """Lanes of jobs, each first in, first out; one batch runs at a time."""
+    """Lanes of jobs, each first in, first out, in front of a device."""
+
+    SPARE = 1 / 8  # of all room is left to those who were promised a place: they come in no even stream
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._arriving: dict[Job[Payload], None] = {}  # let in, not yet decoded
         self._lanes: dict[Lane, deque[Job[Payload]]] = {}
-        self._costs: dict[Lane, Cost] = {}
-        self._running: Batch[Payload] | None = None
-        self._size = 0
+        self._running: list[Batch[Payload]] = []
+        self._limits = Limits(policy.max_batch_size, policy.max_batch_pixels)
+        self._costs = Costs()
+        self._surprise = Surprise()
+        self._promises = Promises()
+        self._called = 0.0
         self._bytes = 0
+        self._size = 0
 
     def __len__(self) -> int:
-        """Jobs waiting, the running ones not among them."""
+        """Jobs arriving or waiting, the running ones not among them."""
         return self._size
 
     def depth(self, model: str) -> int:
-        """Jobs waiting for one model."""
-        return sum(len(jobs) for lane, jobs in self._lanes.items() if lane.model == model)
+        """Jobs of one model arriving or waiting."""
+        waiting = sum(len(jobs) for lane, jobs in self._lanes.items() if lane.model == model)
+        return waiting + sum(job.model == model for job in self._arriving)
 
     @property
     def unfinished(self) -> list[Job[Payload]]:
-        """All jobs waiting or running."""
-        running = [] if self._running is None else self._running.jobs
-        return [job for jobs in self._lanes.values() for job in jobs] + running
+        """All jobs arriving, waiting or running."""
+        waiting = [job for jobs in self._lanes.values() for job in jobs]
+        return [*self._arriving, *waiting, *(job for batch in self._running for job in batch.jobs)]
 
-    def submit(self, job: Job[Payload], now: float) -> None:
-        """Queue a job.
+    @property
+    def running(self) -> Sequence[Batch[Payload]]:
+        """Batches on the device, the one that waits for it among them."""
+        return self._running
+
+    def check(self, job: Job[Any], now: float) -> None:
+        """Refuse a job that `admit` would refuse; else do nothing.
 
         Raises:
             QueueFull: no place
-            DeadlineUnreachable: it would wait beyond its deadline
+            DeadlineUnreachable: it would be done beyond its deadline
         """
-        self.check_room(job.nbytes, now)
-        wait = self.predicted_wait(now, job.lane)
-        if wait is not None and now + wait > job.deadline and (self._size or self._running):
-            raise DeadlineUnreachable(
-                f"the predicted wait is {wait:.1f} s, the deadline in {job.deadline - now:.1f} s",
-                limit=round(job.deadline - now, 3),
-                actual=round(wait, 3),
-                retry_after=now + wait - job.deadline,
-            )
-        job.submitted = now
-        self._lanes.setdefault(job.lane, deque()).append(job)
+        self._call(now)
+        # The device is not kept waiting for those who may come.
+        few = self._size < self.policy.slots * self.policy.max_batch_size
+        refusal = self._refusal(job, (0.0, 0.0) if few else self._kept_free(job, now), now)
+        if refusal is not None:
+            promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now)
+            wait = refusal.retry_after or 0.0
+            refusal.retry_after = self._promises.make(promise, wait, self._seconds_each(job.model))
+            raise refusal
+
+    def admit(self, job: Job[Payload], now: float) -> None:
+        """Let a job in, whose image is to be decoded yet.
+
+        Raises:
+            QueueFull, DeadlineUnreachable: as `check`
+        """
+        self.check(job, now)
+        self._promises.keep(job.caller, now)
+        job.admitted = now
+        job.predicted = self._seconds_until_done(job, now)
+        self._arriving[job] = None
         self._size += 1
         self._bytes += job.nbytes
 
-    def check_room(self, nbytes: int, now: float) -> None:
-        """
+    def submit(self, job: Job[Payload], lane: Lane, nbytes: int, now: float) -> None:
+        """Queue a job that was let in, now that its size is known; if that is refused, it has lost its place.
+
+        Args:
+            nbytes: that it holds from now on
+
         Raises:
-            QueueFull: no place for one more job of so many bytes
+            QueueFull, DeadlineUnreachable: as `check`
         """
-        size, nbytes = self._size + 1, self._bytes + nbytes
-        for name, actual, limit in (
-            ("images", size, self.policy.max_queue_size),
-            ("bytes", nbytes, self.policy.max_queue_bytes),
-        ):
-            # An empty queue takes any one job: refusing it would not help it later either.
-            if actual > limit and self._size:
-                raise QueueFull(
-                    f"{actual} {name} would be waiting; the limit is {limit}",
-                    limit=limit,
-                    actual=actual,
-                    retry_after=self._time_to_next_place(now),
-                )
+        self.cancel(job)
+        job.lane, job.nbytes, job.submitted = lane, nbytes, now
+        self.check(job, now)
+        self._lanes.setdefault(lane, deque()).append(job)
+        self._size += 1
+        self._bytes += nbytes
 
     def next_batch(self, now: float) -> Batch[Payload] | None:
-        """The batch to run now, or None: the device is busy, or no one waits."""
-        if self._running is not None or not self._size:
+        """The batch to run next, or None.
+
+        One more than the device has room for is formed ahead, so that the device never waits, but only if it is
+        full: any other might yet grow.
+        """
+        if not self._lanes or len(self._running) > self.policy.slots:
             return None
         # Deadlines grow with arrival, so a rare lane's turn comes, however busy the others are.
         lane = min(self._lanes, key=lambda lane: (self._lanes[lane][0].deadline, self._lanes[lane][0].submitted))
-        waiting = self._lanes[lane]
-        size = min(len(waiting), self._limit(lane))
+        waiting, limit = self._lanes[lane], self._limits.of(lane)
+        if len(self._running) == self.policy.slots and len(waiting) < limit:
+            return None
+        size = min(len(waiting), limit)
         reason: Reason = "idle" if size == len(waiting) else "full" if size == self.policy.max_batch_size else "pixels"
-        jobs = [waiting.popleft() for _ in range(size)]
-        self._forget(lane, jobs)
-        self._running = Batch(lane, jobs, reason, now)
-        return self._running
+        batch = Batch(lane, [waiting[index] for index in range(size)], reason, now)
+        for job in batch.jobs:
+            self.cancel(job)
+        self._running.append(batch)
+        self._call(now)
+        return batch
 
-    def completed(self, batch: Batch[Payload], seconds: float | None, now: float) -> None:
-        """The device is free again. A failed batch took no time worth learning: pass None."""
-        self._running = None
-        if seconds is not None:
-            self._costs.setdefault(batch.lane, Cost()).learn(len(batch.jobs), seconds)
+    def completed(
+        self, batch: Batch[Payload], size: int, seconds: float | None, now: float, fits: int | None = None
+    ) -> None:
+        """A batch has left the device.
+
+        Args:
+            size: images that were run, without those whose callers had left
+            seconds: that it took; None if that is not worth learning from
+            fits: if it ran out of memory, the most images that were run at once
+        """
+        self._running.remove(batch)
+        if seconds is not None and size:
+            self._costs.learn(batch.lane, size, seconds)
+        if fits is None:
+            self._limits.passed(batch.lane, size)
+        else:
+            self._limits.lower(batch.lane, fits)
+        self._call(now)
 
     def cancel(self, job: Job[Payload]) -> bool:
-        """Give up a job's place; false if it is no longer waiting."""
-        waiting = self._lanes.get(job.lane, deque())
-        if job not in waiting:
+        """Give up a job's place; false if it no longer has one."""
+        if job in self._arriving:
+            del self._arriving[job]
+        elif job.lane in self._lanes and job in self._lanes[job.lane]:
+            self._lanes[job.lane].remove(job)
+            if not self._lanes[job.lane]:
+                del self._lanes[job.lane]
+        else:
             return False
-        waiting.remove(job)
-        self._forget(job.lane, [job])
+        self._size -= 1
+        self._bytes -= job.nbytes
         return True
 
     def expire(self, now: float) -> list[Job[Payload]]:
-        """The jobs whose deadline has passed: those waiting, which are removed, and those running."""
-        late = [job for jobs in self._lanes.values() for job in jobs if job.deadline <= now]
+        """The jobs whose deadline has passed: those not yet running, which lose their places, and those running."""
+        late = [job for job in self.unfinished if job.deadline <= now]
         for job in late:
+            self._learn(job, now)
             self.cancel(job)
-        return late + [job for job in self.unfinished if job.deadline <= now]
+        return late
 
-    def predicted_wait(self, now: float, lane: Lane | None = None) -> float | None:
-        """Seconds until one more job of a lane would be done (without a lane: until all are).
+    def answered(self, job: Job[Payload], now: float) -> float | None:
+        """Learn from a job that was answered in full.
 
-        None as long as a lane that matters has not been learnt.
+        Returns:
+            the seconds it took divided by those predicted, or None if none were
         """
-        counts = {name: len(jobs) for name, jobs in self._lanes.items()}
-        if lane is not None:
-            counts[lane] = counts.get(lane, 0) + 1
-        parts = [self._remaining(now), *(self._cost(name, count) for name, count in counts.items())]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        return self._learn(job, now)
 
-    def _cost(self, lane: Lane, count: int) -> float | None:
-        cost = self._costs.get(lane, Cost())
-        limit = self._limit(lane)
-        full, rest = divmod(count, limit)
-        parts = [cost.predict(limit)] * full + [cost.predict(rest)] * bool(rest)
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+    def retry_ratios(self) -> list[float]:
+        """Time until a refused caller would have been let in, divided by the time it was told; since last asked."""
+        return self._promises.ratios()
 
-    def _limit(self, lane: Lane) -> int:
-        """Most jobs in a batch of this lane; one job is always let through, however large."""
-        return max(1, min(self.policy.max_batch_size, self.policy.max_batch_pixels // lane.pixels))
+    def predicted_wait(self, now: float) -> float | None:
+        """Seconds until all that are here now are done; None as long as too little is known."""
+        total = self._work(None, now)
+        return None if total is None else total[0] / self.policy.slots
 
-    def _remaining(self, now: float) -> float | None:
-        if self._running is None:
-            return 0.0
-        predicted = self._cost(self._running.lane, len(self._running.jobs))
-        return None if predicted is None else max(0.0, predicted - (now - self._running.started))
+    def _kept_free(self, job: Job[Any], now: float) -> tuple[float, float]:
+        """How many places are kept for others who were promised one, and the share of all room that is left spare."""
+        if job.lane is not None or self._promises.is_due(job.caller, now):
+            return 0.0, 0.0  # its own place is among them
+        ahead = self._promises.ahead(job.caller, now)
+        return ahead, self.SPARE if ahead else 0.0
 
-    def _time_to_next_place(self, now: float) -> float:
-        # Places come free when the next batch is taken, which is when the running one ends.
-        remaining = self._remaining(now)
-        return 1.0 if remaining is None else remaining
+    def _refusal(self, job: Job[Any], kept_free: tuple[float, float], now: float) -> Overloaded | None:
+        """Why a job can't be let in, with the seconds until it could; None if it can."""
+        return max(self._refusals(job, kept_free, now), key=lambda one: one.retry_after or 0.0, default=None)
 
-    def _forget(self, lane: Lane, jobs: list[Job[Payload]]) -> None:
-        self._size -= len(jobs)
-        self._bytes -= sum(job.nbytes for job in jobs)
-        if not self._lanes[lane]:
-            del self._lanes[lane]
+    def _refusals(self, job: Job[Any], kept_free: tuple[float, float], now: float) -> Iterator[Overloaded]:
+        ahead, spare = kept_free
+        each = self._seconds_each(job.model)
+        for name, held, one, limit in (
+            ("images", self._size, 1, self.policy.max_queue_size),
+            ("bytes", self._bytes, job.nbytes, self.policy.max_queue_bytes),
+        ):
+            actual = held + one * (1 + ahead) + spare * limit
+            # An empty queue takes any one job: refusing it would not help it later either.
+            if actual > limit and (self._size or ahead):
+                others = " or are promised a place" if ahead else ""
+                detail = f"{actual:.0f} {name} would be waiting{others}; the limit is {limit}"
+                wait = self._seconds_to_next_place(now) + (actual - limit) / max(one, held / max(1, self._size)) * each
+                yield QueueFull(detail, limit=limit, actual=round(actual), retry_after=wait)
+        predicted = self._seconds_until_done(job, now)
+        if predicted is None or not (self._size or self._running or ahead):
+            return
+        allowed = job.deadline - now
+        wait = predicted + min(self._surprise.margin, allowed / 2) + ahead * each + spare * allowed
+        if wait > allowed:
+            detail = f"the predicted wait is {wait:.1f} s, the deadline in {allowed:.1f} s"
+            retry_after = wait - allowed
+            yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=retry_after)
+
+    def _seconds_until_done(self, job: Job[Any], now: float) -> float | None:
+        work = self._work(job, now)
+        if work is None:
+            return None
+        total, last = work
+        return (total - last) / self.policy.slots + last
+
+    def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
+        """Device seconds of all that is here and of one more job, and those of that job's batch."""
+        counts: dict[Lane | str, int] = {lane: len(jobs) for lane, jobs in self._lanes.items()}
+        groups = [job.model for job in self._arriving]
+        own = None if extra is None else extra.lane or extra.model
+        for group in groups if own is None else [*groups, own]:
+            counts[group] = counts.get(group, 0) + 1
+        total = last = 0.0
+        for batch in self._running:
+            seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
+            if seconds is None:
+                return None
+            total += max(0.0, seconds - (0.0 if batch.started is None else now - batch.started))
+        for group, count in counts.items():
+            limit = self._limits.of(group)
+            full, rest = divmod(count - 1, limit)
+            most, remaining = self._costs.of_batch(group, limit), self._costs.of_batch(group, rest + 1)
+            if most is None or remaining is None:
+                return None
+            total += full * most + remaining
+            if group == own:
+                last = remaining
+        return total, last
+
+    def _seconds_each(self, model: str) -> float:
+        """From one place that comes free to the next."""
+        limit = self._limits.of(model)
+        return (self._costs.of_batch(model, limit) or 0.0) / limit / self.policy.slots
+
+    def _seconds_to_next_place(self, now: float) -> float:
+        # Places come free when the next batch is taken, which is when a running one ends.
+        left = []
+        for batch in self._running:
+            seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
+            if seconds is not None and batch.started is not None:
+                left.append(max(0.0, batch.started + seconds - now))
+        return min(left, default=1.0)
+
+    def _learn(self, job: Job[Payload], now: float) -> float | None:
+        predicted, job.predicted = job.predicted, None
+        if predicted is None:
+            return None
+        self._surprise.learn(now - job.admitted - predicted)
+        return (now - job.admitted) / max(predicted, 1e-3)
+
+    def _call(self, now: float) -> None:
+        """Note which of those who were refused would be let in now."""
+        self._promises.lapse(now)
+        while (promise := self._promises.next_in_line()) is not None:
+            moment = promise.due if self._called < promise.due <= now else now
+            job = Job(promise.model, promise.caller, promise.nbytes, moment + promise.allowed, None)
+            if self._refusal(job, self._kept_free(job, moment), moment) is not None:
+                break
+            self._promises.call(promise, moment)
+        self._called = now

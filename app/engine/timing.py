@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,15 +47,22 @@ class CudaClock:
         return elapsed
 
 
+class Pass(threading.local):
+    """What the passes of one thread leave behind; passes of one network run side by side on several."""
+
+    def __init__(self) -> None:
+        self.open: dict[nn.Module, Any] = {}
+        self.spans: list[tuple[str, Any, Any]] = []
+        self.calls: dict[nn.Module, int] = {}
+
+
 class ModuleTimer:
     """Hooks on a segmentor's timed modules, for as long as the segmentor lives."""
 
     def __init__(self, segmentor: Segmentor, device: torch.device) -> None:
         self._clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         self._names = segmentor.timed_modules()
-        self._open: dict[nn.Module, Any] = {}
-        self._spans: list[tuple[str, Any, Any]] = []
-        self._calls: dict[nn.Module, int] = {}
+        self._pass = Pass()
         for module in self._names:
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._leave)
@@ -64,27 +72,27 @@ class ModuleTimer:
         """Time a piece of work that is no module."""
         start = self._clock.mark()
         yield
-        self._spans.append((name, start, self._clock.mark()))
+        self._pass.spans.append((name, start, self._clock.mark()))
 
     def collect(self) -> dict[str, float]:
         """Seconds by name since the last call; the work must be done on the device."""
         seconds: dict[str, float] = {}
-        for name, start, end in self._spans:
+        for name, start, end in self._pass.spans:
             seconds[name] = seconds.get(name, 0.0) + self._clock.seconds(start, end)
         self.reset()
         return seconds
 
     def reset(self) -> None:
         """Forget what a failed pass left behind."""
-        self._spans.clear()
-        self._calls.clear()
-        self._open.clear()
+        self._pass.spans.clear()
+        self._pass.calls.clear()
+        self._pass.open.clear()
 
     def _enter(self, module: nn.Module, inputs: object) -> None:
-        self._open[module] = self._clock.mark()
+        self._pass.open[module] = self._clock.mark()
 
     def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
         names = self._names[module]
-        call = self._calls.get(module, 0)
-        self._calls[module] = call + 1
-        self._spans.append((names[call % len(names)], self._open.pop(module), self._clock.mark()))
+        call = self._pass.calls.get(module, 0)
+        self._pass.calls[module] = call + 1
+        self._pass.spans.append((names[call % len(names)], self._pass.open.pop(module), self._clock.mark()))

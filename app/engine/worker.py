@@ -1,44 +1,31 @@
-"""Runs batches on one device: uint8 images in, class ids out. Called from one thread only."""
+"""Runs batches on one device: uint8 images in, class ids out."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
 from app.imaging import decode
-from app.metrics import Metrics
 from app.timings import Timings
-from models import ModelSpec, Segmentor, Trace, create_model
+from models import ModelSpec, Segmentor, create_model
 from models.folding import fold_batch_norm
-from models.ops.upsample import Size, upsample_argmax
+from models.ops.upsample import upsample_argmax
 from models.transforms import Preprocessing, normalize, resize
 
-WARMUP_PASSES = 3
+WARMUP_PASSES = 2
 STAGES = ("preprocess", "forward", "postprocess")
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image, ready for the device.
-
-    Attributes:
-        pixels: [h, w, 3] uint8 RGB at the network's input size
-        original: size of the image, and of its mask
-        wants_traces: keep what the attention maps need
-    """
-
-    pixels: Tensor
-    original: Size
-    wants_traces: bool
+NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
 
 def prepare(data: bytes, max_pixels: int, preprocessing: Preprocessing, wants_traces: bool) -> Image:
@@ -66,30 +53,6 @@ def find_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What the network said of one image.
-
-    Attributes:
-        mask: [H, W] uint8 class ids at the original size
-        confidence: [H, W] uint8, the softmax probability of each id, 255 being 1
-        traces: of each attention block, if they were wanted
-        timings: of its batch
-    """
-
-    mask: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-    traces: tuple[Trace, ...]
-    timings: Timings
-
-    @property
-    def nbytes(self) -> int:
-        return self.mask.nbytes + self.confidence.nbytes + sum(trace.nbytes for trace in self.traces)
-
-
-Outcome = Segmentation | ServiceError
-
-
-@dataclass(frozen=True)
 class Resident:
     """A model on the device, ready to run."""
 
@@ -99,9 +62,9 @@ class Resident:
 
 
 class Worker:
-    """Owns the device and the models on it."""
+    """Owns the device and the models on it. Threads that have `entered` call it, `slots` of them at once."""
 
-    def __init__(self, device: str, threads: int, metrics: Metrics) -> None:
+    def __init__(self, device: str, threads: int) -> None:
         """
         Args:
             device: auto, cpu, cuda or cuda:N
@@ -112,51 +75,74 @@ class Worker:
         """
         self.device = find_device(device)
         self._threads = threads
-        self._metrics = metrics
         self._models: dict[str, Resident] = {}
+        self._staging = Staging(self.device)
 
     @property
     def best_batch_size(self) -> int:
         """Images in a batch beyond which nothing is gained: measured on a CPU, a guess on CUDA."""
-        return 8 if self.device.type == "cuda" else 2
+        return 8 if self.device.type == "cuda" else 1
 
-    def load(self, spec: ModelSpec) -> None:
-        """Put a model on the device and run it, so that no request pays for the first pass."""
+    @property
+    def slots(self) -> int:
+        """Batches to run at once. Two on a CPU, which share its cores: where one waits, the other computes."""
+        return 1 if self.device.type == "cuda" else 2
+
+    def enter(self) -> None:
+        """Prepare the calling thread, which may then call the rest."""
         if self._threads:
             torch.set_num_threads(self._threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events are recorded on this thread's current device
+            return
+        with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+    def load(self, spec: ModelSpec) -> None:
+        """Put a model on the device."""
         segmentor = create_model(spec.name)
         fold_batch_norm(segmentor)
         segmentor.to(self.device)
         if segmentor.prefers_channels_last:
             segmentor.use_channels_last()
         self._models[spec.name] = Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
-        long_side, short_side = spec.preprocessing.scale
+
+    def warm_up(self, model: str) -> None:
+        """Run a model, so that no request pays for the first pass."""
+        long_side, short_side = self._models[model].spec.preprocessing.scale
         blank = torch.zeros(short_side, long_side, 3, dtype=torch.uint8)
         for _ in range(WARMUP_PASSES):
-            self._run(spec.name, [Image(blank, (short_side, long_side), wants_traces=True)])
+            self._run(model, self.stage([Image(blank, (short_side, long_side), wants_traces=True)]))
 
-    def run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
-        """One outcome per image, in order. An image that fails fails alone.
+    def stage(self, images: Sequence[Image]) -> Staged:
+        """Bring a batch to the device, while another may be running.
 
         Args:
             images: of one input size
+        """
+        return self._staging(images)
+
+    def run(self, model: str, staged: Staged) -> Ran:
+        """Segment the images of a batch. An image that fails fails alone.
 
         Raises:
             DeviceError: the device has failed for good
         """
-        outcomes = self._attempt(model, images)
-        if isinstance(outcomes, ServiceError):
-            if isinstance(outcomes, OutOfMemory):
-                # Only out here, past the handler, does nothing hold on to the failed pass.
-                self._free_memory()
-                self._metrics.out_of_memory(model, "failed" if len(images) == 1 else "split")
-            if len(images) == 1:
-                return [outcomes]
-            half = len(images) // 2
-            return self.run(model, images[:half]) + self.run(model, images[half:])
-        return outcomes
+        outcomes = self._attempt(model, staged)
+        if not isinstance(outcomes, ServiceError):
+            return Ran(outcomes)
+        count = len(staged.images)
+        if isinstance(outcomes, OutOfMemory):
+            # Only out here, past the handler, does nothing hold on to the failed pass.
+            self._free_memory()
+        if count == 1:
+            return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None)
+        first = self.run(model, staged.take(range(count // 2)))
+        second = self.run(model, staged.take(range(count // 2, count)))
+        outcomes_of_both = first.outcomes + second.outcomes
+        if not isinstance(outcomes, OutOfMemory) and first.fits is None and second.fits is None:
+            return Ran(outcomes_of_both)
+        return Ran(outcomes_of_both, max(count // 2 if half.fits is None else half.fits for half in (first, second)))
 
     def memory(self) -> dict[str, int]:
         """Bytes on the device by kind; nothing where torch doesn't count them."""
@@ -167,24 +153,24 @@ class Worker:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
-    def _attempt(self, model: str, images: Sequence[Image]) -> list[Outcome] | ServiceError:
+    def _attempt(self, model: str, staged: Staged) -> list[Outcome] | ServiceError:
         try:
-            return self._run(model, images)
+            return self._run(model, staged)
         except (torch.OutOfMemoryError, MemoryError):
-            return self._out_of_memory(images)
+            return self._out_of_memory(staged)
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
             # The traceback is kept for the log; the tensors in its frames would be kept with it.
             traceback.clear_frames(exc.__traceback__)
             if "DefaultCPUAllocator" in str(exc):  # torch has no type of its own for the host's memory
-                return self._out_of_memory(images)
+                return self._out_of_memory(staged)
             self._check_device(exc)
             error = InferenceFailed("the model failed on this image")
             error.__cause__ = exc
             return error
 
-    def _out_of_memory(self, images: Sequence[Image]) -> OutOfMemory:
-        height, width = images[0].pixels.shape[:2]
+    def _out_of_memory(self, staged: Staged) -> OutOfMemory:
+        height, width = staged.images[0].pixels.shape[:2]
         return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
 
     def _check_device(self, cause: Exception) -> None:
@@ -197,13 +183,12 @@ class Worker:
             raise DeviceError(f"{self.device} has failed for good: {cause}") from cause
 
     @torch.inference_mode()
-    def _run(self, model: str, images: Sequence[Image]) -> list[Outcome]:
-        resident, timings = self._models[model], Timings()
+    def _run(self, model: str, staged: Staged) -> list[Outcome]:
+        resident, timings, images = self._models[model], Timings(), staged.images
         resident.timer.reset()
         clock = resident.timer
         with clock.span("preprocess"):
-            pixels = torch.stack([image.pixels for image in images]).to(self.device)
-            batch = normalize(pixels, resident.spec.preprocessing)
+            batch = normalize(staged.arrive(self.device), resident.spec.preprocessing)
         with clock.span("forward"):
             output = resident.segmentor(batch)
         input_size = batch.shape[2], batch.shape[3]

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from app.metrics import MODULE_SECONDS, SECONDS, Metrics
+from app.metrics import MODULE_SECONDS, RATIOS, SECONDS, Metrics
 from app.timings import Timings
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
@@ -26,6 +26,9 @@ CONTRACT = {
     "seglens_queue_predicted_wait_seconds": ("gauge", {"model"}),
     "seglens_rejected": ("counter", {"model", "reason"}),
     "seglens_oom": ("counter", {"model", "action"}),
+    "seglens_wait_ratio": ("histogram", {"model"}),
+    "seglens_retry_after_ratio": ("histogram", set()),
+    "seglens_wasted_seconds": ("counter", {"model"}),
     "seglens_device_memory_bytes": ("gauge", {"device", "kind"}),
     "seglens_device_busy_seconds": ("counter", {"device"}),
     "seglens_last_progress_timestamp_seconds": ("gauge", {"device"}),
@@ -45,7 +48,12 @@ def a_used_object() -> Metrics:
     metrics.image("m", "ok")
     metrics.rejected("m", "queue-full")
     metrics.stages("m", Timings({"read": 0.001, "forward": 0.2}))
-    metrics.batch("m", "cpu", "full", 8, 0.5)
+    metrics.batch("m", "full", 8)
+    metrics.device("cpu", 0.5)
+    metrics.wasted("m", 0.25)
+    metrics.wait_ratio("m", 1.5)
+    metrics.wait_ratio("m", None)
+    metrics.retry_after_ratio(0.75)
     metrics.modules("m", "cpu", {"stem": 0.01, "cca_1": 0.02})
     metrics.out_of_memory("m", "split")
     metrics.queue("m", 3, None)
@@ -110,6 +118,10 @@ def test_values_are_the_events() -> None:
     assert value(metrics, "rejected_total", model="m", reason="queue-full") == 1
     assert value(metrics, "oom_total", model="m", action="split") == 1
     assert value(metrics, "device_busy_seconds_total", device="cpu") == 0.5
+    assert value(metrics, "wasted_seconds_total", model="m") == 0.25
+    assert value(metrics, "wait_ratio_sum", model="m") == 1.5
+    assert value(metrics, "wait_ratio_count", model="m") == 1, "without a prediction there is no ratio"
+    assert value(metrics, "retry_after_ratio_sum") == 0.75
     assert value(metrics, "device_memory_bytes", device="cuda:0", kind="allocated") == 5
     assert value(metrics, "queue_depth", model="m") == 3
     assert value(metrics, "results_bytes") == 7
@@ -133,6 +145,12 @@ def test_the_images_of_a_model_start_at_zero() -> None:
     metrics.model("m", "CamVid", 11, "cpu")
     for outcome in ("ok", "rejected", "expired", "cancelled", "error"):
         assert value(metrics, "images_total", model="m", outcome=outcome) == 0
+
+
+def test_ratios_are_told_apart_about_one() -> None:
+    assert list(RATIOS) == sorted(set(RATIOS))
+    assert RATIOS[0] < 1.0 < RATIOS[-1]
+    assert 1.0 in RATIOS, "what came true is on neither side"
 
 
 @pytest.mark.parametrize(("buckets", "first"), [(SECONDS, 0.001), (MODULE_SECONDS, 0.0001)])

@@ -6,8 +6,7 @@ import asyncio
 import io
 import os
 import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -19,22 +18,23 @@ from app.api.dependencies import Services
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings
+from tests.fakes import FakeDevice, until
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server whose device is busy until the gate is opened."""
+    """A server whose device keeps what it gets until its gate is opened."""
 
     server: Server
     task: asyncio.Task[None]
     services: Services
     client: httpx.AsyncClient
-    gate: threading.Event
+    device: FakeDevice
 
     async def accepted(self) -> asyncio.Task[httpx.Response]:
-        """A request whose image has its place at the device."""
+        """A request whose image is on the device."""
         request = asyncio.create_task(self.post())
-        await until(lambda: bool(self.services.engine._scheduler.unfinished))
+        await self.device.is_entered()
         return request
 
     async def post(self) -> httpx.Response:
@@ -51,31 +51,25 @@ class Running:
 
 def picture() -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (48, 32), "gray").save(buffer, "PNG")
+    Image.new("RGB", (48, 32), (3, 3, 3)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
 async def running(drain_timeout: float) -> AsyncIterator[Running]:
-    settings = Settings(device="cpu", threads=1, port=0, drain_timeout=drain_timeout)
-    app = create_app(settings)
+    settings, device = Settings(port=0, drain_timeout=drain_timeout), FakeDevice()
+    app = create_app(settings, device)
     services: Services = app.state.services
-    server, gate = Server(app, settings), threading.Event()
+    server = Server(app, settings)
     task = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started and services.engine.state == "ready")
-        services.engine._device_thread.submit(gate.wait)
+        device.shut()
         port = server.servers[0].sockets[0].getsockname()[1]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Running(server, task, services, client, gate)
+            yield Running(server, task, services, client, device)
     finally:
-        gate.set()
+        device.gate.set()
         server.should_exit = True
         await asyncio.wait_for(task, 60)
 
@@ -91,7 +85,7 @@ async def test_what_was_accepted_is_finished() -> None:
         request = await served.accepted()
         await served.asked_to_exit()
         assert not request.done()
-        served.gate.set()
+        served.device.gate.set()
         reply = await request
         assert reply.status_code == 200
         assert reply.json()["image"] == {"width": 48, "height": 32}
@@ -107,7 +101,7 @@ async def test_what_comes_while_it_drains_is_refused() -> None:
         assert_not_ready(await served.post())
         assert_not_ready(await served.client.get("/readyz"))
         assert (await served.client.get("/livez")).status_code == 200
-        served.gate.set()
+        served.device.gate.set()
         assert (await request).status_code == 200
 
 
@@ -117,7 +111,7 @@ async def test_what_cannot_be_finished_is_told_so() -> None:
         await served.asked_to_exit()
         assert_not_ready(await request)
         await asyncio.wait_for(served.task, 60)
-        assert not served.gate.is_set()
+        assert not served.device.gate.is_set()
         assert (served.images("rejected"), served.images("ok")) == (1, 0)
         assert served.services.engine.is_stuck, "the device has the image still"
 

@@ -68,6 +68,7 @@ def test_an_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str)
         ("SEGLENS_MAX_BODY_BYTES", ""),
         ("SEGLENS_REQUEST_TIMEOUT", "0"),
         ("SEGLENS_RESULT_TTL", "nan"),
+        ("SEGLENS_STALL_TIMEOUT", "0"),
         pytest.param(
             "SEGLENS_DRAIN_TIMEOUT",
             "inf",

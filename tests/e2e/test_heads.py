@@ -10,9 +10,9 @@ from torch import nn
 
 from app.api.attention import attention_map, describe, to_reply
 from app.api.record import Record
+from app.engine.device import Segmentation
 from app.engine.memory import outlive
-from app.engine.worker import Segmentation, Worker, prepare
-from app.metrics import Metrics
+from app.engine.worker import Worker, prepare
 from models import Segmentor, list_models
 from models.backbones.mobilenet import MobileNetV2
 from models.heads.ann import ANNHead
@@ -30,10 +30,10 @@ def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight)  # attention that isn't even
     monkeypatch.setattr("app.engine.worker.create_model", {SPEC.name: segmentor}.__getitem__)
-    worker = Worker("cpu", 0, Metrics())
+    worker = Worker("cpu", 0)
     worker.load(SPEC)
     image = prepare(SAMPLE.read_bytes(), 1_000_000, SPEC.preprocessing, True)
-    (result,) = worker.run(SPEC.name, [image])
+    (result,) = worker.run(SPEC.name, worker.stage([image])).outcomes
     assert isinstance(result, Segmentation)
     return Record("id", SPEC, b"", outlive(result))
 

@@ -21,5 +21,6 @@ router = APIRouter()
 async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
     services.engine.observe()
     services.metrics.results(services.results.nbytes)
-    content, content_type = services.metrics.render(accept)
+    # Some milliseconds for all the series: too long for the event loop.
+    content, content_type = await services.in_codec_thread(services.metrics.render, accept)
     return Response(content, media_type=content_type)

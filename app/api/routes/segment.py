@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from app.api.body import OPENAPI_BODY, read_image
+from app.api.body import OPENAPI_BODY, announced_bytes, read_image
 from app.api.dependencies import Services, ServicesDep
 from app.api.disconnect import ClientLeft, while_connected
 from app.api.errors import problems
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
-from app.api.schemas import ResultQuery, SegmentReply
+from app.api.schemas import Format, ResultQuery, SegmentReply
 from app.engine.memory import outlive
 from app.engine.worker import prepare
 from app.errors import DeadlineExceeded
@@ -50,61 +53,82 @@ async def segment(
     accept: Annotated[str | None, Header()] = None,
     x_request_timeout_seconds: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
 ) -> Response:
-    settings = services.settings
+    settings, caller = services.settings, request.state.request_id
     allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
-    deadline = asyncio.get_running_loop().time() + allowed
+    deadline = time.monotonic() + allowed
     wanted, media_type = choose_format(query.format, accept)
     model = services.engine.spec(query.model or settings.default_model).name
-    services.engine.check_room(model)
+    services.engine.check_room(model, caller, announced_bytes(request), deadline)
     timings = Timings()
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, deadline)
-        record = await while_connected(request, _run(services, timings, body, model, deadline, query.attention))
+        job = Upload(body, model, caller, deadline, query.attention)
+        render = partial(_render, wanted=wanted, media_type=media_type, alpha=query.alpha)
+        record, content = await while_connected(request, _run(services, job, timings, render))
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    content: bytes | SegmentReply
-    if wanted == "json":
-        content = await services.in_codec_thread(timings.timed("encode", render_json), record)
-    else:
-        render = timings.timed("encode", render_image)
-        content = await services.in_codec_thread(render, record, wanted, media_type, query.alpha)
     services.metrics.stages(model, timings)
-    if isinstance(content, SegmentReply):
-        content.timings_ms = timings.milliseconds()
-        content = content.model_dump_json(by_alias=True, exclude_none=True).encode()
     return Response(content, media_type=media_type, headers=_headers(record, timings))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What came in, and for whom."""
+
+    body: bytes
+    model: str
+    caller: str
+    deadline: float
+    wants_traces: bool
 
 
 async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout(deadline - time.monotonic()):
             return await read_image(request, max_bytes)
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the whole body had come") from None
 
 
 async def _run(
-    services: Services, timings: Timings, body: bytes, model: str, deadline: float, wants_traces: bool
-) -> Record:
-    spec = services.engine.spec(model)
-    try:
-        async with asyncio.timeout_at(deadline):
-            image = await services.in_codec_thread(
-                timings.timed("decode", prepare),
-                body,
-                services.settings.max_image_pixels,
-                spec.preprocessing,
-                wants_traces,
-            )
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed before the image was decoded") from None
-    segmentation = await services.engine.segment(model, image, deadline, len(body))
-    timings.stages |= segmentation.timings.stages
-    timings.modules = segmentation.timings.modules
-    record = Record(new_id(), spec, body, await services.in_codec_thread(outlive, segmentation))
-    kept = services.results.put(record.id, record)
-    return record if kept else replace(record, kept=False)
+    services: Services, upload: Upload, timings: Timings, render: Callable[[Record, Timings], bytes]
+) -> tuple[Record, bytes]:
+    spec, body = services.engine.spec(upload.model), upload.body
+    with services.engine.admitted(upload.model, upload.caller, len(body), upload.deadline) as job:
+        try:
+            async with asyncio.timeout(upload.deadline - time.monotonic()):
+                image = await services.in_codec_thread(
+                    timings.timed("decode", prepare),
+                    body,
+                    services.settings.max_image_pixels,
+                    spec.preprocessing,
+                    upload.wants_traces,
+                )
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        segmentation = await services.engine.segment(job, image)
+        timings.stages |= segmentation.timings.stages
+        timings.modules = segmentation.timings.modules
+
+        def finish() -> tuple[Record, bytes]:
+            record = Record(new_id(), spec, body, outlive(segmentation))
+            record = replace(record, kept=record.nbytes <= services.results.max_bytes)
+            return record, render(record, timings)
+
+        record, content = await services.in_codec_thread(finish)
+    if record.kept:
+        services.results.put(record.id, record)
+    return record, content
+
+
+def _render(record: Record, timings: Timings, wanted: Format, media_type: str, alpha: float) -> bytes:
+    with timings.stage("encode"):
+        content = render_json(record) if wanted == "json" else render_image(record, wanted, media_type, alpha)
+    if isinstance(content, SegmentReply):
+        content.timings_ms = timings.milliseconds()
+        return content.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return content
 
 
 def _headers(record: Record, timings: Timings) -> dict[str, str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
-import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +23,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dependencies import Services
 from app.api.record import Record
-from app.engine.worker import Segmentation
+from app.engine.device import Device, Segmentation
 from app.main import create_app
 from app.settings import Settings
 from app.timings import Timings
 from models import Trace, list_models
+from tests.fakes import FakeDevice, until
 from training.scenes import draw_street
 
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance", "error"}
@@ -40,6 +40,13 @@ class Served(NamedTuple):
     app: FastAPI
     client: httpx.AsyncClient
     services: Services
+
+
+class Held(NamedTuple):
+    app: FastAPI
+    client: httpx.AsyncClient
+    services: Services
+    device: FakeDevice
 
 
 class Seen(NamedTuple):
@@ -69,11 +76,11 @@ def seen() -> set[Seen]:
 
 @pytest.fixture(scope="session")
 def serve(seen: set[Seen]) -> Callable[..., AbstractAsyncContextManager[Served]]:
-    """The service with settings of one's own; with `start=False` it stays as it is before its lifespan."""
+    """The service with settings and a device of one's own; with `start=False` it stays as before its lifespan."""
 
     @asynccontextmanager
-    async def serve(*, start: bool = True, **settings: Any) -> AsyncIterator[Served]:
-        app = create_app(Settings(**{"device": "cpu", "threads": 1, **settings}))
+    async def serve(*, start: bool = True, worker: Device | None = None, **settings: Any) -> AsyncIterator[Served]:
+        app = create_app(Settings(**{"device": "cpu", "threads": 1, **settings}), worker)
         services: Services = app.state.services
         transport = httpx.ASGITransport(_recorded(app, seen))
         async with AsyncExitStack() as stack:
@@ -81,7 +88,7 @@ def serve(seen: set[Seen]) -> Callable[..., AbstractAsyncContextManager[Served]]
                 await stack.enter_async_context(app.router.lifespan_context(app))
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://seglens"))
             if start:
-                await _until(lambda: services.engine.state == "ready")
+                await until(lambda: services.engine.state == "ready", 60)
                 assert (await client.get("/readyz")).status_code == 200
             yield Served(app, client, services)
         services.codecs.shutdown()
@@ -204,20 +211,15 @@ def dense_trace() -> Trace:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def held_device(services: Services) -> AsyncIterator[threading.Event]:
-    """Keeps the idle device busy until the event is set, at the latest when the test ends."""
-    # An earlier test's image may have been answered, as expired, and be on the device still.
-    await _until(lambda: not services.engine._scheduler.unfinished)
-    gate = threading.Event()
-    services.engine._device_thread.submit(gate.wait)
-    yield gate
-    gate.set()
-
-
-@pytest.fixture(scope="session")
-def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
-    """Waits for a condition that no event tells of."""
-    return _until
+async def held(serve: Callable[..., AbstractAsyncContextManager[Served]]) -> AsyncIterator[Held]:
+    """The service in front of a device that keeps what it gets until its gate is opened, and takes four at a time."""
+    device = FakeDevice()
+    async with serve(worker=device) as served:
+        device.shut()
+        try:
+            yield Held(*served, device)
+        finally:
+            device.gate.set()
 
 
 @pytest.fixture(scope="session")
@@ -246,12 +248,6 @@ def post_and_leave() -> Callable[..., Coroutine[Any, Any, list[Message]]]:
         return sent
 
     return post_and_leave
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # the state is read, not told
-            await asyncio.sleep(0.005)
 
 
 def _encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:

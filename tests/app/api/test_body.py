@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from app.api.body import OPENAPI_BODY, RAW_TYPES, read_image
+from app.api.body import OPENAPI_BODY, RAW_TYPES, announced_bytes, read_image
 from app.errors import MalformedBody, ServiceError, TooLarge, UnsupportedImage
 
 FORM = "multipart/form-data; boundary=x"
@@ -28,6 +28,11 @@ def request_of(*chunks: bytes, content_type: str = "", **headers: str) -> Reques
 def part(name: str, body: bytes, filename: str = "a.png") -> bytes:
     header = f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'
     return header.encode() + body + b"\r\n"
+
+
+@pytest.mark.parametrize(("length", "expected"), [("", 0), ("0", 0), ("12", 12), ("-1", 0), ("1.5", 0), ("x", 0)])
+def test_announced(length: str, expected: int) -> None:
+    assert announced_bytes(request_of(b"", content_length=length)) == expected
 
 
 @pytest.mark.parametrize("content_type", ["", *RAW_TYPES, "IMAGE/PNG", "image/png ; a=b", "image/jpg", "image/svg+xml"])

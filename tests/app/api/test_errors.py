@@ -14,6 +14,7 @@ from PIL import Image
 from app import errors
 from app.api.errors import STATUS, TITLES, problems, to_response
 from app.errors import ServiceError
+from tests.fakes import FakeDevice
 
 
 def jpeg() -> bytes:
@@ -155,7 +156,7 @@ async def test_bad_input_leaves_nothing_behind(client: httpx.AsyncClient) -> Non
 async def test_a_larger_body_is_refused_unread(
     serve: Callable[..., AbstractAsyncContextManager[Any]], assert_problem: Callable[..., None]
 ) -> None:
-    async with serve(max_body_bytes=1000) as (_, client, _):
+    async with serve(worker=FakeDevice(), max_body_bytes=1000) as (_, client, _):
         for reply in (
             await client.post("/segment", content=bytes(1001)),
             await client.post("/segment", content=_chunks(10, 300)),
@@ -166,8 +167,8 @@ async def test_a_larger_body_is_refused_unread(
 
 
 async def test_a_body_of_just_the_limit_is_read(serve: Callable[..., AbstractAsyncContextManager[Any]]) -> None:
-    async with serve(max_body_bytes=len(PICTURE)) as (_, client, _):
-        assert (await client.post("/segment", content=PICTURE)).status_code == 200
+    async with serve(worker=FakeDevice(), max_body_bytes=len(PICTURE)) as (_, client, _):
+        assert (await client.post("/segment", content=PICTURE, params={"format": "png"})).status_code == 200
 
 
 async def _chunks(count: int, size: int) -> Any:

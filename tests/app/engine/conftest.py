@@ -75,9 +75,9 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def worker(metrics: Metrics, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
+def worker(segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A real one, on the CPU, with the tiny network loaded."""
     monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
-    worker = Worker("cpu", 0, metrics)
+    worker = Worker("cpu", 0)
     worker.load(spec)
     return worker

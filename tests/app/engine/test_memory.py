@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine.device import Segmentation
 from app.engine.memory import give_back, in_own_pages, outlive
-from app.engine.worker import Segmentation
 from app.timings import Timings
 from models import Trace
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.engine.worker import Image, Outcome, Segmentation, Worker
+from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.staging import Image
+from app.engine.worker import NICENESS, Worker
 from app.errors import InferenceFailed, OutOfMemory
-from app.metrics import Metrics
 from models import ModelSpec, Segmentor
 from models.inference import segment_image
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -32,6 +36,14 @@ def pictures(count: int = 8, *, traces: Sequence[int] = (), poisoned: Sequence[i
             pixels[0, 0] = POISON
         images.append(Image(pixels, ORIGINALS[index], index in traces))
     return images
+
+
+def ran(worker: Worker, images: Sequence[Image], model: str = "tiny") -> Ran:
+    return worker.run(model, worker.stage(images))
+
+
+def outcomes_of(worker: Worker, images: Sequence[Image]) -> list[Outcome]:
+    return ran(worker, images).outcomes
 
 
 def succeeded(outcomes: Sequence[Outcome]) -> list[Segmentation]:
@@ -66,17 +78,13 @@ def fits(limit: int, sizes: list[int]) -> Callable[[Tensor], None]:
     return check
 
 
-def oom(metrics: Metrics, action: str) -> float:
-    return metrics.registry.get_sample_value("seglens_oom_total", {"model": "tiny", "action": action}) or 0.0
-
-
 # --- results
 
 
 def test_a_batch_gives_what_its_images_give_alone(worker: Worker) -> None:
     images = pictures()
-    together = succeeded(worker.run("tiny", images))
-    alone = [succeeded(worker.run("tiny", [image]))[0] for image in images]
+    together = succeeded(outcomes_of(worker, images))
+    alone = [succeeded(outcomes_of(worker, [image]))[0] for image in images]
     for index, (one, other) in enumerate(zip(together, alone, strict=True)):
         # Sums in another order may tip the scales where two classes are even.
         assert agreement(one.mask, other.mask) > 0.999
@@ -89,7 +97,7 @@ def test_a_batch_gives_what_its_images_give_alone(worker: Worker) -> None:
 def test_masks_are_those_of_the_model_without_a_server(worker: Worker, segmentor: Segmentor, spec: ModelSpec) -> None:
     image = pictures(1)[0]
     ids, confidence = segment_image(segmentor, image.pixels, spec.preprocessing)
-    result = succeeded(worker.run("tiny", [image]))[0]
+    result = succeeded(outcomes_of(worker, [image]))[0]
     assert result.mask.dtype == result.confidence.dtype == np.uint8
     assert agreement(result.mask, ids.numpy()) > 0.999
     assert np.abs(result.confidence.astype(int) - confidence.numpy()).max() <= 2
@@ -109,15 +117,15 @@ def test_two_models_are_told_apart(worker: Worker, spec: ModelSpec, monkeypatch:
 
     monkeypatch.setattr("app.engine.worker.create_model", build)
     worker.load(replace(spec, name="constant"))
-    assert (succeeded(worker.run("constant", pictures(1)))[0].mask == 3).all()
-    assert not (succeeded(worker.run("tiny", pictures(1)))[0].mask == 3).all()
+    assert (succeeded(ran(worker, pictures(1), "constant").outcomes)[0].mask == 3).all()
+    assert not (succeeded(outcomes_of(worker, pictures(1)))[0].mask == 3).all()
 
 
 # --- traces
 
 
 def test_traces_only_where_they_are_wanted(worker: Worker) -> None:
-    results = succeeded(worker.run("tiny", pictures(4, traces=[1, 3])))
+    results = succeeded(outcomes_of(worker, pictures(4, traces=[1, 3])))
     assert [len(result.traces) for result in results] == [0, 2, 0, 2]
     assert [(trace.block, trace.step) for trace in results[1].traces] == [("cca", 1), ("cca", 2)]
     assert results[1].nbytes > results[1].mask.nbytes + results[1].confidence.nbytes
@@ -125,8 +133,8 @@ def test_traces_only_where_they_are_wanted(worker: Worker) -> None:
 
 
 def test_traces_are_halves_of_their_own_and_keep_no_batch_alive(worker: Worker) -> None:
-    results = succeeded(worker.run("tiny", pictures(3, traces=[0, 1, 2])))
-    alone = succeeded(worker.run("tiny", pictures(3, traces=[1])[1:2]))[0]
+    results = succeeded(outcomes_of(worker, pictures(3, traces=[0, 1, 2])))
+    alone = succeeded(outcomes_of(worker, pictures(3, traces=[1])[1:2]))[0]
     for trace, expected in zip(results[1].traces, alone.traces, strict=True):
         for tensor, wanted in ((trace.query, expected.query), (trace.key, expected.key)):
             assert tensor.dtype == torch.float16
@@ -139,12 +147,10 @@ def test_traces_are_halves_of_their_own_and_keep_no_batch_alive(worker: Worker) 
 
 
 @pytest.mark.parametrize("poisoned", [[0], [5], [7], [2, 3], list(range(8))])
-def test_an_image_that_fails_fails_alone(
-    worker: Worker, segmentor: Segmentor, metrics: Metrics, poisoned: list[int]
-) -> None:
-    expected = succeeded(worker.run("tiny", pictures()))
+def test_an_image_that_fails_fails_alone(worker: Worker, segmentor: Segmentor, poisoned: list[int]) -> None:
+    expected = succeeded(outcomes_of(worker, pictures()))
     on_every_pass(segmentor, raise_on_poison)
-    outcomes = worker.run("tiny", pictures(poisoned=poisoned))
+    outcomes, fits = (found := ran(worker, pictures(poisoned=poisoned))).outcomes, found.fits
     for index, outcome in enumerate(outcomes):
         if index in poisoned:
             assert isinstance(outcome, InferenceFailed)
@@ -154,48 +160,85 @@ def test_an_image_that_fails_fails_alone(
             assert isinstance(outcome, Segmentation)
             assert agreement(outcome.mask, expected[index].mask) > 0.999
     assert len(outcomes) == 8
-    assert oom(metrics, "split") == oom(metrics, "failed") == 0
+    assert fits is None, "it was not for want of memory"
 
 
-@pytest.mark.parametrize(("limit", "passes"), [(8, [8]), (4, [8, 4, 4]), (3, [8, 4, 2, 2, 4, 2, 2])])
+@pytest.mark.parametrize(
+    ("limit", "passes", "told"),
+    [
+        (8, [8], None),
+        (4, [8, 4, 4], 4),
+        (3, [8, 4, 2, 2, 4, 2, 2], 2),
+        (1, [8, 4, 2, 1, 1, 2, 1, 1, 4, 2, 1, 1, 2, 1, 1], 1),
+    ],
+)
 def test_a_batch_too_large_for_the_device_is_split(
-    worker: Worker, segmentor: Segmentor, metrics: Metrics, limit: int, passes: list[int]
+    worker: Worker, segmentor: Segmentor, limit: int, passes: list[int], told: int | None
 ) -> None:
     sizes: list[int] = []
     on_every_pass(segmentor, fits(limit, sizes))
-    results = succeeded(worker.run("tiny", pictures()))
-    assert [result.mask.shape for result in results] == list(ORIGINALS)
+    done = ran(worker, pictures())
+    assert [result.mask.shape for result in succeeded(done.outcomes)] == list(ORIGINALS)
     assert sizes == passes
-    assert oom(metrics, "split") == sum(size > limit for size in passes)
-    assert oom(metrics, "failed") == 0
+    assert done.fits == told
 
 
 def test_an_odd_batch_is_split_without_loss(worker: Worker, segmentor: Segmentor) -> None:
     on_every_pass(segmentor, fits(1, []))
-    results = succeeded(worker.run("tiny", pictures(5)))
+    results = succeeded(outcomes_of(worker, pictures(5)))
     assert [result.mask.shape for result in results] == list(ORIGINALS[:5])
 
 
-def test_an_image_too_large_for_the_device_is_told_so(worker: Worker, segmentor: Segmentor, metrics: Metrics) -> None:
+def test_an_image_too_large_for_the_device_is_told_so(worker: Worker, segmentor: Segmentor) -> None:
     on_every_pass(segmentor, fits(0, []))
-    outcomes = worker.run("tiny", pictures(2))
-    assert [type(outcome) for outcome in outcomes] == [OutOfMemory, OutOfMemory]
-    assert "48x32" in str(outcomes[0])
-    assert (oom(metrics, "split"), oom(metrics, "failed")) == (1, 2)
+    done = ran(worker, pictures(2))
+    assert [type(outcome) for outcome in done.outcomes] == [OutOfMemory, OutOfMemory]
+    assert "48x32" in str(done.outcomes[0])
+    assert done.fits == 0
+
+
+def test_only_some_of_a_staged_batch_are_run(worker: Worker) -> None:
+    images = pictures()
+    alone = [succeeded(outcomes_of(worker, [images[index]]))[0] for index in (6, 1)]
+    some = succeeded(worker.run("tiny", worker.stage(images).take([6, 1])).outcomes)
+    assert len(some) == 2
+    assert all(agreement(one.mask, other.mask) > 0.999 for one, other in zip(some, alone, strict=True))
+
+
+def test_two_threads_run_side_by_side(worker: Worker, segmentor: Segmentor) -> None:
+    images = pictures()
+    alone = [succeeded(outcomes_of(worker, [image]))[0] for image in images]
+    assert worker.slots == 2
+    both = threading.Barrier(worker.slots, timeout=30)
+
+    def meet(*_: object) -> None:
+        both.wait()
+
+    hook = segmentor.get_submodule("backbone.layer2").register_forward_hook(meet)
+
+    def run(image: Image) -> Segmentation:
+        return succeeded(outcomes_of(worker, [image]))[0]
+
+    with ThreadPoolExecutor(worker.slots, initializer=worker.enter) as threads:
+        results = list(threads.map(run, images))
+    hook.remove()
+    for one, other in zip(results, alone, strict=True):
+        assert agreement(one.mask, other.mask) > 0.999
+        assert one.timings.modules.keys() == other.timings.modules.keys(), "each pass has a record of its own"
 
 
 def test_the_worker_goes_on_after_a_failure(worker: Worker, segmentor: Segmentor) -> None:
-    before = succeeded(worker.run("tiny", pictures(2)))
+    before = succeeded(outcomes_of(worker, pictures(2)))
     hook = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
-    assert isinstance(worker.run("tiny", pictures(1))[0], InferenceFailed)
+    assert isinstance(outcomes_of(worker, pictures(1))[0], InferenceFailed)
     hook.remove()
-    after = succeeded(worker.run("tiny", pictures(2)))
+    after = succeeded(outcomes_of(worker, pictures(2)))
     assert all(np.array_equal(one.mask, other.mask) for one, other in zip(before, after, strict=True))
 
 
 def test_a_failure_keeps_nothing_of_its_pass(worker: Worker, segmentor: Segmentor) -> None:
     on_every_pass(segmentor, raise_on_poison)
-    outcome = worker.run("tiny", pictures(1, poisoned=[0]))[0]
+    outcome = outcomes_of(worker, pictures(1, poisoned=[0]))[0]
     assert isinstance(outcome, InferenceFailed)
     assert outcome.__cause__ is not None
     step = outcome.__cause__.__traceback__
@@ -210,7 +253,7 @@ def test_a_failure_keeps_nothing_of_its_pass(worker: Worker, segmentor: Segmento
 
 
 def test_timings_have_the_stages_and_the_modules(worker: Worker) -> None:
-    results = succeeded(worker.run("tiny", pictures(3)))
+    results = succeeded(outcomes_of(worker, pictures(3)))
     timings = results[0].timings
     assert list(timings.stages) == ["preprocess", "forward", "postprocess"]
     assert set(timings.modules) == {
@@ -221,23 +264,30 @@ def test_timings_have_the_stages_and_the_modules(worker: Worker) -> None:
     assert all(result.timings is timings for result in results), "a batch has one record"
 
 
-def test_loading_warms_up_at_the_models_input_size(
-    segmentor: Segmentor, spec: ModelSpec, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warming_up_takes_the_models_input_size(worker: Worker, segmentor: Segmentor) -> None:
     shapes: list[torch.Size] = []
     on_every_pass(segmentor, lambda batch: shapes.append(batch.shape))
-    monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
-    Worker("cpu", 0, metrics).load(spec)
+    worker.warm_up("tiny")
     assert set(shapes) == {torch.Size([1, 3, 32, 48])}
 
 
-def test_loading_sets_the_threads(worker: Worker, spec: ModelSpec, metrics: Metrics) -> None:
-    threads = torch.get_num_threads()
-    try:
-        Worker("cpu", 2, metrics).load(spec)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
+def test_a_model_that_cannot_run_does_not_warm_up(worker: Worker, segmentor: Segmentor) -> None:
+    on_every_pass(segmentor, fits(0, []))
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.warm_up("tiny")
+
+
+def test_a_thread_that_enters_gets_its_share_of_the_cores_and_gives_way() -> None:
+    worker = Worker("cpu", 2)
+
+    def entered() -> tuple[int, int]:
+        worker.enter()
+        return torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(entered).result() == (2, NICENESS)
+    assert (torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, 0)) == before, "only that thread"
 
 
 def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:
@@ -247,13 +297,13 @@ def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_what_the_cpu_gives(
-    worker: Worker, segmentor: Segmentor, spec: ModelSpec, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = succeeded(worker.run("tiny", pictures(traces=[0])))
+    expected = succeeded(outcomes_of(worker, pictures(traces=[0])))
     monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
-    on_cuda = Worker("cuda", 0, metrics)
+    on_cuda = Worker("cuda", 0)
     on_cuda.load(spec)
-    results = succeeded(on_cuda.run("tiny", pictures(traces=[0])))
+    results = succeeded(outcomes_of(on_cuda, pictures(traces=[0])))
     for one, other in zip(results, expected, strict=True):
         assert agreement(one.mask, other.mask) > 0.99
     assert results[0].traces[0].query.device.type == "cpu"

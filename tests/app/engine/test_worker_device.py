@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.staging import Image
 from app.engine.timing import Clock
-from app.engine.worker import Image, Outcome, Segmentation, Worker, find_device, prepare
+from app.engine.worker import Worker, find_device, prepare
 from app.errors import DeviceError, InferenceFailed, MalformedBody, OutOfMemory, TooLarge, UnsupportedImage
-from app.metrics import Metrics
 from models import ModelSpec, Segmentor
 from models.transforms import resize
 
@@ -31,12 +31,14 @@ def noise(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def blank(count: int) -> list[Image]:
-    return [Image(torch.zeros(32, 48, 3, dtype=torch.uint8), (32, 48), wants_traces=False)] * count
+def ran(worker: Worker, count: int) -> Ran:
+    """So many blank images in a batch."""
+    blank = Image(torch.zeros(32, 48, 3, dtype=torch.uint8), (32, 48), wants_traces=False)
+    return worker.run("tiny", worker.stage([blank] * count))
 
 
-def kinds(outcomes: Sequence[Outcome]) -> list[type[Outcome]]:
-    return [type(outcome) for outcome in outcomes]
+def kinds(ran: Ran) -> list[type[Outcome]]:
+    return [type(outcome) for outcome in ran.outcomes]
 
 
 def fail_beyond(segmentor: Segmentor, limit: int, error: Exception) -> None:
@@ -97,29 +99,32 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch, name: str, coun
 
 
 @pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:99", 8)])
-def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, metrics: Metrics, name: str, count: int) -> None:
+def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    for look in (find_device, lambda name: Worker(name, 0, metrics)):
+    for look in (find_device, lambda name: Worker(name, 0)):
         with pytest.raises(DeviceError, match=f"no device {name}: .* {count} CUDA devices"):
             look(name)
+
+
+@pytest.mark.parametrize(("kind", "slots", "images"), [("cpu", 2, 1), ("cuda", 1, 8)])
+def test_each_kind_of_device_has_its_way_to_be_kept_busy(kind: str, slots: int, images: int) -> None:
+    worker = Worker("cpu", 0)
+    worker.device = torch.device(kind)
+    assert (worker.slots, worker.best_batch_size) == (slots, images)
 
 
 # --- memory, failure
 
 
 @pytest.mark.parametrize("error", [RuntimeError(HOST_IS_FULL), MemoryError(), torch.OutOfMemoryError("CUDA")])
-def test_memory_runs_out_wherever_it_is(
-    worker: Worker, segmentor: Segmentor, metrics: Metrics, error: Exception
-) -> None:
+def test_memory_runs_out_wherever_it_is(worker: Worker, segmentor: Segmentor, error: Exception) -> None:
     fail_beyond(segmentor, 1, error)
-    assert kinds(worker.run("tiny", blank(2))) == [Segmentation, Segmentation]
+    halved = ran(worker, 2)
+    assert (kinds(halved), halved.fits) == ([Segmentation, Segmentation], 1)
     fail_beyond(segmentor, 0, error)
-    (outcome,) = worker.run("tiny", blank(1))
-    assert isinstance(outcome, OutOfMemory)
-    assert "48x32" in str(outcome)
-    for action in ("split", "failed"):
-        labels = {"model": "tiny", "action": action}
-        assert metrics.registry.get_sample_value("seglens_oom_total", labels) == 1
+    alone = ran(worker, 1)
+    assert (kinds(alone), alone.fits) == ([OutOfMemory], 0)
+    assert "48x32" in str(alone.outcomes[0])
 
 
 def test_after_a_failure_the_device_is_asked_whether_it_lives(
@@ -128,11 +133,11 @@ def test_after_a_failure_the_device_is_asked_whether_it_lives(
     fail_beyond(segmentor, 0, RuntimeError("illegal memory access"))
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
-    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    assert kinds(ran(worker, 1)) == [InferenceFailed]
     assert asked == [], "the CPU lives"
     # No such device is needed: the pass fails one way or another.
     worker.device = torch.device("cuda", 0)
-    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    assert kinds(ran(worker, 1)) == [InferenceFailed]
     assert asked == [worker.device]
 
 
@@ -146,7 +151,7 @@ def test_a_dead_device_is_no_images_fault(
     monkeypatch.setattr(torch.cuda, "synchronize", dead)
     worker.device = torch.device("cuda", 0)
     with pytest.raises(DeviceError, match="failed for good"):
-        worker.run("tiny", blank(2))
+        ran(worker, 2)
 
 
 # --- time
@@ -156,7 +161,7 @@ def test_stages_are_timed_by_the_clock_of_the_modules(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, step_clock: Clock
 ) -> None:
     monkeypatch.setattr(worker._models["tiny"].timer, "_clock", step_clock)
-    (outcome,) = worker.run("tiny", blank(1))
+    (outcome,) = ran(worker, 1).outcomes
     assert isinstance(outcome, Segmentation)
     stages, modules = outcome.timings.stages, outcome.timings.modules
     assert set(modules.values()) == {1.0}
@@ -169,8 +174,8 @@ def test_no_time_of_a_failed_pass_is_counted(
 ) -> None:
     monkeypatch.setattr(worker._models["tiny"].timer, "_clock", step_clock)
     broken = segmentor.get_submodule("backbone.layer2").register_forward_hook(lambda *_: 1 / 0)
-    assert kinds(worker.run("tiny", blank(1))) == [InferenceFailed]
+    assert kinds(ran(worker, 1)) == [InferenceFailed]
     broken.remove()
-    (outcome,) = worker.run("tiny", blank(1))
+    (outcome,) = ran(worker, 1).outcomes
     assert isinstance(outcome, Segmentation)
     assert set(outcome.timings.modules.values()) == {1.0}

@@ -12,6 +12,7 @@ import pytest
 
 from app import __version__
 from models import list_models
+from tests.fakes import FakeDevice, until
 
 
 async def test_ready(client: httpx.AsyncClient) -> None:
@@ -60,3 +61,27 @@ async def test_an_engine_that_cannot_load_is_not_alive(
         assert_problem(await client.post("/segment", content=street), 503, "not-ready")
         assert (await client.get("/health")).json()["status"] == "failed"
         await services.engine.stop(0.1)
+
+
+async def test_an_engine_whose_device_stalls_is_not_alive(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+    street: bytes,
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.engine.engine.WATCH_INTERVAL", 0.01)
+    device, failed = FakeDevice(), asyncio.Event()
+    async with serve(start=False, worker=device, stall_timeout=0.1) as (_, client, services):
+        services.engine.start(on_failure=failed.set)
+        await until(lambda: services.engine.state == "ready")
+        device.shut()
+        try:
+            requests = [asyncio.create_task(client.post("/segment", content=street)) for _ in range(3)]
+            for reply in await asyncio.gather(*requests):
+                assert_problem(reply, 500, "inference-failed")
+            assert failed.is_set()
+            assert_problem(await client.get("/livez"), 500, "inference-failed")
+            assert_problem(await client.get("/readyz"), 503, "not-ready")
+        finally:
+            device.gate.set()
+            await services.engine.stop(0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.api.dependencies import Services
+from tests.fakes import FakeDevice, until
 
 
 async def test_json_again_is_the_reply_to_the_post(client: httpx.AsyncClient, posted: dict[str, Any]) -> None:
@@ -79,14 +80,11 @@ async def test_an_old_result_is_gone(
 
 
 async def test_an_old_result_goes_though_no_one_asks(
-    serve: Callable[..., AbstractAsyncContextManager[Any]],
-    until: Callable[..., Any],
-    street: bytes,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.main.SWEEP_INTERVAL", 0.01)
-    async with serve(result_ttl=0.1) as (_, client, services):
-        assert (await client.post("/segment", content=street)).status_code == 200
+    async with serve(worker=FakeDevice(), result_ttl=0.1) as (_, client, services):
+        assert (await client.post("/segment", content=street, params={"format": "png"})).status_code == 200
         await until(lambda: not services.results._items)
 
 
@@ -106,8 +104,8 @@ async def test_a_result_that_finds_no_place_is_not_linked(
 
 
 async def test_an_idle_server_lets_go_of_what_is_old(
-    serve: Callable[..., AbstractAsyncContextManager[Any]], until: Callable[..., Awaitable[None]], street: bytes
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes
 ) -> None:
-    async with serve(result_ttl=0.05) as (_, client, services):
-        assert (await client.post("/segment", content=street)).status_code == 200
+    async with serve(worker=FakeDevice(), result_ttl=0.05) as (_, client, services):
+        assert (await client.post("/segment", content=street, params={"format": "png"})).status_code == 200
         await until(lambda: not services.results._items)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from app.api.dependencies import Services
+from tests.fakes import FakeDevice, until
 
-Until = Callable[[Callable[[], bool]], Awaitable[None]]
-Served = tuple[FastAPI, httpx.AsyncClient, Services]
+PNG = {"format": "png"}
 
 
-def one_runs(services: Services) -> bool:
-    """One image is on the held device, and none waits for it."""
-    return len(services.engine._scheduler.unfinished) == 1 and services.engine.queue_size == 0
+def images_total(services: Services, outcome: str) -> float:
+    labels = {"model": services.settings.default_model, "outcome": outcome}
+    return services.metrics.registry.get_sample_value("seglens_images_total", labels) or 0.0
 
 
 async def test_a_deadline_that_cannot_be_met(
@@ -31,17 +31,26 @@ async def test_a_deadline_that_cannot_be_met(
     assert_problem(reply, reply.status_code, kinds[reply.status_code])
 
 
+@pytest.mark.parametrize("others", [0, 1], ids=["on the device", "in the queue"])
 async def test_a_deadline_passes_while_the_device_is_busy(
-    client: httpx.AsyncClient, held_device: threading.Event, street: bytes, assert_problem: Callable[..., None]
+    held: Any, street: bytes, assert_problem: Callable[..., None], others: int
 ) -> None:
-    reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.2"})
+    _, client, _, device = held
+    waiting = [asyncio.create_task(client.post("/segment", content=street, params=PNG)) for _ in range(others)]
+    if others:
+        await device.is_entered()
+    asked = time.monotonic()
+    reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.3"})
     assert_problem(reply, 504, "deadline-exceeded")
+    assert 0.3 <= time.monotonic() - asked < 0.5
+    device.gate.set()
+    assert [(await request).status_code for request in waiting] == [200] * others
 
 
 async def test_a_client_may_not_ask_for_more_time_than_the_setting(
     serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
 ) -> None:
-    async with serve(request_timeout=0.001) as (_, client, _):
+    async with serve(worker=FakeDevice(), request_timeout=0.001) as (_, client, _):
         reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "60"})
         assert_problem(reply, 504, "deadline-exceeded")
 
@@ -53,7 +62,7 @@ async def test_a_body_that_does_not_come_in_time(
         yield b"x"
         await asyncio.Event().wait()
 
-    async with serve() as (_, client, _):
+    async with serve(worker=FakeDevice()) as (_, client, _):
         reply = await client.post("/segment", content=endless(), headers={"x-request-timeout-seconds": "0.05"})
         assert_problem(reply, 504, "deadline-exceeded")
         assert "body" in reply.json()["detail"]
@@ -76,29 +85,32 @@ async def test_a_deadline_passes_while_an_image_is_decoded(
 
 
 async def test_a_full_queue(
-    serve: Callable[..., AbstractAsyncContextManager[Any]],
-    until: Until,
-    street: bytes,
-    assert_problem: Callable[..., None],
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
 ) -> None:
     async def unread() -> Any:
         pytest.fail("the body of a request without a place was read")
         yield b""
 
-    async with serve(max_batch_size=1, max_queue_size=1) as (_, client, services):
-        gate = threading.Event()
-        services.engine._device_thread.submit(gate.wait)
+    device = FakeDevice()
+    async with serve(worker=device, max_batch_size=2, max_queue_size=2) as (_, client, services):
+
+        def post(count: int) -> list[asyncio.Task[httpx.Response]]:
+            return [asyncio.create_task(client.post("/segment", content=street, params=PNG)) for _ in range(count)]
+
+        device.shut()
         try:
-            running = asyncio.create_task(client.post("/segment", content=street))
-            await until(lambda: one_runs(services))
-            waiting = asyncio.create_task(client.post("/segment", content=street))
-            await until(lambda: services.engine.queue_size == 1)
+            accepted = post(1)
+            await device.is_entered()
+            accepted += post(2)
+            await until(lambda: len(device.staged) == 2)
+            accepted += post(2)
+            await until(lambda: services.engine.queue_size == 2)
             refused = await client.post("/segment", content=unread())
         finally:
-            gate.set()
-        assert_problem(refused, 429, "queue-full", limit=1, actual=2)
-        assert int(refused.headers["retry-after"]) >= 1
-        assert [reply.status_code for reply in await asyncio.gather(running, waiting)] == [200, 200]
+            device.gate.set()
+        assert_problem(refused, 429, "queue-full", limit=2, actual=3)
+        assert int(refused.headers["retry-after"]) >= refused.json()["retry_after"] > 0
+        assert [reply.status_code for reply in await asyncio.gather(*accepted)] == [200] * 5
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["loading", "draining"])
@@ -122,7 +134,7 @@ async def test_a_client_that_leaves_while_it_uploads(
     post_and_leave: Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]],
     body: list[dict[str, Any]],
 ) -> None:
-    async with serve() as (app, _, services):
+    async with serve(worker=FakeDevice()) as (app, _, services):
         leave = asyncio.Event()
         leave.set()
         sent = await post_and_leave(app, body, leave)
@@ -134,30 +146,45 @@ async def test_a_client_that_leaves_while_it_uploads(
 
 @pytest.mark.parametrize("which", ["running", "waiting"])
 async def test_a_client_that_leaves_is_not_noticed_by_others(
-    served: Served,
-    held_device: threading.Event,
-    until: Until,
+    held: Any,
     post_and_leave: Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]],
     street: bytes,
     which: str,
 ) -> None:
-    app, client, services = served
-
-    def cancelled() -> float:
-        labels = {"model": services.settings.default_model, "outcome": "cancelled"}
-        return services.metrics.registry.get_sample_value("seglens_images_total", labels) or 0
-
-    before, leave = cancelled(), asyncio.Event()
+    app, client, services, device = held
+    leave = asyncio.Event()
     leaves = post_and_leave(app, [{"body": street}], leave)
-    stays = client.post("/segment", content=street)
+    stays = client.post("/segment", content=street, params=PNG)
     tasks: list[asyncio.Task[Any]] = []
     for request in (leaves, stays) if which == "running" else (stays, leaves):
         tasks.append(asyncio.create_task(request))
-        await until(lambda: one_runs(services) if len(tasks) == 1 else services.engine.queue_size == 1)
+        await (device.is_entered() if len(tasks) == 1 else until(lambda: services.engine.queue_size == 1))
     leaver, stayer = tasks if which == "running" else tasks[::-1]
     leave.set()
     assert (await leaver)[0]["status"] == 499
-    assert cancelled() == before + 1
+    assert images_total(services, "cancelled") == 1
     assert services.engine.queue_size == (1 if which == "running" else 0)
-    held_device.set()
+    device.gate.set()
     assert (await stayer).status_code == 200
+    assert len(device.batches) == (2 if which == "running" else 1)
+
+
+async def test_a_client_that_leaves_while_its_image_is_decoded_frees_its_place(
+    held: Any,
+    post_and_leave: Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]],
+    street: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, _, services, device = held
+    gate, leave = threading.Event(), asyncio.Event()
+    monkeypatch.setattr("app.api.routes.segment.prepare", lambda *arguments: gate.wait(60))
+    try:
+        request = asyncio.create_task(post_and_leave(app, [{"body": street}], leave))
+        await until(lambda: services.engine.queue_size == 1)
+        leave.set()
+        assert (await request)[0]["status"] == 499
+        assert services.engine.queue_size == 0
+        assert images_total(services, "cancelled") == 1
+    finally:
+        gate.set()
+    assert device.staged == []

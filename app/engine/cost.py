@@ -1,0 +1,90 @@
+"""What batches cost, learnt from those that have run."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from app.engine.jobs import Lane
+
+
+@dataclass
+class Cost:
+    """Seconds of a batch as a + b * x, by least squares over recent batches; x is its images or its pixels."""
+
+    MEMORY = 0.95  # weight of the past at each new batch: about the last twenty count
+    MINIMUM = 5  # batches before a prediction is made
+
+    count: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, x, x^2, t, x*t
+
+    def learn(self, x: float, seconds: float) -> None:
+        self.count += 1
+        new = (1.0, x, x * x, seconds, x * seconds)
+        self.sums = [self.MEMORY * old + value for old, value in zip(self.sums, new, strict=True)]
+
+    def predict(self, x: float) -> float | None:
+        """Seconds of a batch of this size, or None as long as too little is known."""
+        if self.count < self.MINIMUM:
+            return None
+        ones, xs, xx, t, xt = self.sums
+        spread = ones * xx - xs * xs
+        slope = (ones * xt - xs * t) / spread if spread > 1e-6 * ones * xx else t / xs
+        # Neither part of a cost is negative; noise may say otherwise.
+        slope = min(max(slope, 0.0), t / xs)
+        return max(0.0, t - slope * xs) / ones + slope * x
+
+
+class Costs:
+    """The cost of each lane by its images and, for sizes seldom seen, of each model by its pixels."""
+
+    LANES = 256  # that are remembered: clients choose the sizes, and there are many
+
+    def __init__(self) -> None:
+        self._lanes: OrderedDict[Lane, Cost] = OrderedDict()
+        self._models: dict[str, Cost] = {}
+        self._image_pixels: dict[str, float] = {}  # of a model's recent images, the mean
+
+    def learn(self, lane: Lane, size: int, seconds: float) -> None:
+        self._lanes.setdefault(lane, Cost()).learn(size, seconds)
+        self._lanes.move_to_end(lane)
+        if len(self._lanes) > self.LANES:
+            self._lanes.popitem(last=False)
+        self._models.setdefault(lane.model, Cost()).learn(size * lane.pixels, seconds)
+        mean = self._image_pixels.get(lane.model, lane.pixels)
+        self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
+
+    def of_batch(self, group: Lane | str, size: int) -> float | None:
+        """Seconds of a batch of so many images, or None as long as too little is known.
+
+        Args:
+            group: a lane, or a model for images whose sizes are not known yet
+        """
+        if isinstance(group, str):
+            return self._of_pixels(group, size * self._image_pixels.get(group, 0.0))
+        own = self._lanes.get(group, Cost()).predict(size)
+        return self._of_pixels(group.model, size * group.pixels) if own is None else own
+
+    def _of_pixels(self, model: str, pixels: float) -> float | None:
+        return self._models.get(model, Cost()).predict(pixels)
+
+
+class Surprise:
+    """How far predicted times were out, as TCP keeps it of round trips (RFC 6298)."""
+
+    MEMORY = 64  # errors that count
+
+    def __init__(self, mean: float = 0.0, deviation: float = 0.0) -> None:
+        self.mean = mean
+        self.deviation = deviation
+        self._count = 0
+
+    def learn(self, error: float) -> None:
+        self._count = min(self._count + 1, self.MEMORY)
+        self.mean += (error - self.mean) / self._count
+        self.deviation += (abs(error - self.mean) - self.deviation) / self._count
+
+    @property
+    def margin(self) -> float:
+        """Seconds to add to a prediction for it to hold nearly always."""
+        return max(0.0, self.mean + 3 * self.deviation)

@@ -1,0 +1,90 @@
+"""What the engine asks of a device, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.engine.staging import Image, Staged
+from app.errors import ServiceError
+from app.timings import Timings
+from models import ModelSpec, Trace
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the network said of one image.
+
+    Attributes:
+        mask: [H, W] uint8 class ids at the original size
+        confidence: [H, W] uint8, the softmax probability of each id, 255 being 1
+        traces: of each attention block, if they were wanted
+        timings: of its batch
+    """
+
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+    traces: tuple[Trace, ...]
+    timings: Timings
+
+    @property
+    def nbytes(self) -> int:
+        return self.mask.nbytes + self.confidence.nbytes + sum(trace.nbytes for trace in self.traces)
+
+
+Outcome = Segmentation | ServiceError
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a batch.
+
+    Attributes:
+        outcomes: one per image, in order
+        fits: if the device ran out of memory, the most images that it took at once
+    """
+
+    outcomes: list[Outcome]
+    fits: int | None = None
+
+
+class Device(Protocol):
+    """What runs batches: the worker, or a stand-in for it."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def slots(self) -> int:
+        """Batches to run at once, each by a thread of its own."""
+
+    @property
+    def best_batch_size(self) -> int:
+        """Images in a batch beyond which nothing is gained."""
+
+    def enter(self) -> None:
+        """Prepare the calling thread, which may then call the rest."""
+
+    def load(self, spec: ModelSpec) -> None:
+        """Put a model on the device."""
+
+    def warm_up(self, model: str) -> None:
+        """Run a model, so that no request pays for the first pass."""
+
+    def stage(self, images: Sequence[Image]) -> Staged:
+        """Bring images of one input size to the device, while another batch may be running."""
+
+    def run(self, model: str, staged: Staged) -> Ran:
+        """Segment the images of a batch. An image that fails fails alone.
+
+        Raises:
+            DeviceError: the device has failed for good
+        """
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device by kind; nothing where they are not counted."""

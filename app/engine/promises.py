@@ -1,0 +1,156 @@
+"""Who was refused and told when to come back. They form a line, so that each is told the truth.
+
+Were all told the time to the next free place, a crowd would come back at once and all but one be refused again.
+So each is told the time of a place of its own, behind all who are in the line, and whoever comes back with the same
+request id finds it kept. What share of callers do come back, and how late, is learnt: places of those who never do are
+not kept empty.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from app.engine.cost import Surprise
+
+
+@dataclass(eq=False)
+class Promise:
+    """
+    Attributes:
+        nbytes, allowed: what the caller wants to have held, and the seconds it gives
+        made, seconds: when it was first refused, and how long it was told to wait then
+        due: when it was last told to come back
+        called: its turn has come
+        returned: so has it, at least once
+    """
+
+    caller: str
+    model: str
+    nbytes: int
+    allowed: float
+    made: float
+    seconds: float = 0.0
+    due: float = 0.0
+    called: bool = False
+    returned: bool = False
+
+
+class Promises:
+    GRACE = 2.0  # seconds that a place is kept: `Retry-After` is in whole ones, and networks take some too
+    PAD = 1 / 32  # more than the time it should take: a second way costs a caller more than a few percent
+    ROUNDING = 1e-3  # seconds
+    LONGEST = 10_000  # promises; nobody is refused for want of one
+    MEMORY = 0.995  # weight of the past as a promise ends: about the last two hundred count
+
+    def __init__(self) -> None:
+        self._line: list[Promise] = []  # by the time they are due
+        self._of_caller: dict[str, Promise] = {}
+        self._came: list[float] = []  # when those were due who came
+        self._kept = 0.0
+        self._ended = 0.0
+        self._lateness = Surprise(mean=0.5, deviation=0.25)  # as `Retry-After` makes it
+        self._ratios: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def share_kept(self) -> float:
+        """The share of callers who come back, as far as is known: all, until some have not."""
+        return (self._kept + 0.1) / (self._ended + 0.1)
+
+    def ahead(self, caller: str, now: float) -> float:
+        """How many are expected to come who go before this caller."""
+        own = self._of_caller.get(caller)
+        before = len(self._line) if own is None else self._index(own)
+        # Who is later than others were is not expected any more.
+        return self.share_kept * max(0, before - bisect_left(self._line, now - self._lateness.margin, key=_due))
+
+    def is_due(self, caller: str, now: float) -> bool:
+        """Whether a caller was promised a place and comes no earlier than it was told."""
+        own = self._of_caller.get(caller)
+        return own is not None and own.due <= now + self.ROUNDING
+
+    def make(self, promise: Promise, wait: float, seconds_each: float) -> float:
+        """Promise a place.
+
+        Args:
+            wait: seconds that it should take
+            seconds_each: from one place to the next
+
+        Returns:
+            seconds that the caller is to be told
+        """
+        now, due = promise.made, promise.made + (1 + self.PAD) * wait
+        held = self._of_caller.get(promise.caller)
+        if held is None:
+            promise.due, promise.seconds = due, due - now
+            if len(self._line) < self.LONGEST:
+                self._of_caller[promise.caller] = promise
+                insort(self._line, promise, key=_due)
+            return promise.seconds
+        if self.is_due(held.caller, now):  # the line is slower than was thought
+            self._note_return(held, now)
+            del self._line[self._index(held)]
+            held.due = due + seconds_each
+            insort(self._line, held, key=_due)
+        return held.due - now
+
+    def keep(self, caller: str, now: float) -> None:
+        """A caller was let in, for whatever reason."""
+        promise = self._of_caller.get(caller)
+        if promise is not None:
+            self._note_return(promise, now)
+            self._end(promise, now)
+
+    def lapse(self, now: float) -> None:
+        """Give up on those who have not come."""
+        # Those who came are counted no sooner than those who did not, or else everyone would seem to come at first.
+        while self._came and self._came[0] + self.GRACE < now:
+            del self._came[0]
+            self._learn(1)
+        while self._line and self._line[0].due + self.GRACE < now:
+            if not self._line[0].returned:
+                self._learn(0)
+            self._end(self._line[0], now)
+
+    def next_in_line(self) -> Promise | None:
+        """The first whose turn has not come."""
+        return next((promise for promise in self._line if not promise.called), None)
+
+    def call(self, promise: Promise, now: float) -> None:
+        """A promise's turn has come: note how well its time was told."""
+        promise.called = True
+        self._ratios.append((now - promise.made) / max(promise.seconds, self.ROUNDING))
+
+    def ratios(self) -> list[float]:
+        """Time until a turn came, divided by the time promised, for each turn since the last call of this."""
+        ratios, self._ratios = self._ratios, []
+        return ratios
+
+    def _index(self, promise: Promise) -> int:
+        index = bisect_left(self._line, promise.due, key=_due)
+        while self._line[index] is not promise:  # several are due at the same time
+            index += 1
+        return index
+
+    def _note_return(self, promise: Promise, now: float) -> None:
+        if not promise.returned:
+            promise.returned = True
+            self._lateness.learn(max(0.0, now - promise.due))
+            insort(self._came, promise.due)
+
+    def _end(self, promise: Promise, now: float) -> None:
+        if not promise.called:
+            self.call(promise, now)
+        del self._line[self._index(promise)]
+        del self._of_caller[promise.caller]
+
+    def _learn(self, kept: int) -> None:
+        self._kept = self.MEMORY * self._kept + kept
+        self._ended = self.MEMORY * self._ended + 1
+
+
+def _due(promise: Promise) -> float:
+    return promise.due

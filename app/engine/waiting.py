@@ -1,0 +1,41 @@
+"""Callers that were let in, each waiting for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from app.engine.device import Outcome, Segmentation
+from app.engine.staging import Image
+from app.errors import ServiceError
+from app.timings import Timings
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A caller; its image comes once it has been decoded."""
+
+    future: asyncio.Future[Segmentation]
+    image: Image | None = None
+
+    # A caller that hung up has cancelled its future, and one that timed out has been answered; to set
+    # a future twice raises. Replies look first, so that a lost caller can't break its batch mates.
+    def answer(self, outcome: Outcome, queued: float) -> None:
+        """
+        Args:
+            queued: seconds that it waited for the device
+        """
+        if isinstance(outcome, ServiceError):
+            self.fail(outcome)
+        elif not self.future.done():
+            timings = Timings({"queue": queued, **outcome.timings.stages}, outcome.timings.modules)
+            self.future.set_result(replace(outcome, timings=timings))
+
+    def fail(self, error: ServiceError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def leave(self) -> None:
+        """No one waits any more, whatever becomes of the image."""
+        if not self.future.cancel() and not self.future.cancelled():
+            self.future.exception()  # asyncio reports errors that nobody has looked at

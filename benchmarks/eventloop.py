@@ -1,0 +1,127 @@
+"""Whether the event loop is ever held up: `python -m benchmarks.eventloop [--clients N] [--seconds S]`.
+
+Runs the server in this process with every callback of its loop timed, while another process keeps N requests in
+flight and a third asks `/livez` ten times a second. A callback's CPU time is what it held up the loop by its own
+doing; its wall time also has what the machine took from it, and on a machine with all cores busy that is most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings
+
+SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
+RESULTS = Path(__file__).parent / "results" / "eventloop.json"
+PORT = 18767
+URL = f"http://127.0.0.1:{PORT}"
+PROBES = 10  # a second
+
+
+def time_callbacks(seconds: list[tuple[float, float, str]]) -> None:
+    """Have asyncio note the CPU time, the wall time and the name of each callback from now on."""
+    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # type: ignore[attr-defined]
+
+    def timed(handle: asyncio.Handle) -> None:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        run(handle)
+        seconds.append((time.thread_time() - cpu, time.perf_counter() - wall, repr(handle)[:200]))
+
+    asyncio.Handle._run = timed  # type: ignore[attr-defined]
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def load(clients: int, seconds: float) -> None:
+    """Keep so many requests in flight, in JSON and with attention: the replies that cost most."""
+    image, end = SAMPLE.read_bytes(), time.monotonic() + seconds
+    with httpx.Client(base_url=URL, timeout=120) as client, ThreadPoolExecutor(clients) as pool:
+
+        def ask() -> None:
+            while time.monotonic() < end:
+                client.post("/segment", content=image, headers={"Content-Type": "image/jpeg"})
+
+        for _ in range(clients):
+            pool.submit(ask)
+
+
+def probe(seconds: float) -> list[float]:
+    """How long each of the probes took."""
+    took, end = [], time.monotonic() + seconds
+    with httpx.Client(base_url=URL, timeout=120) as client:
+        while time.monotonic() < end:
+            started = time.perf_counter()
+            client.get("/livez").raise_for_status()
+            took.append(time.perf_counter() - started)
+            if len(took) % 50 == 0:
+                client.get("/metrics").raise_for_status()
+            time.sleep(1 / PROBES)
+    return took
+
+
+async def serve(clients: int, seconds: float) -> tuple[list[tuple[float, float, str]], list[float]]:
+    settings = Settings(port=PORT, max_queue_size=2 * clients, request_timeout=120)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=PORT, log_level="error", access_log=False))
+    serving = asyncio.create_task(server.serve())
+    async with httpx.AsyncClient(base_url=URL, transport=httpx.AsyncHTTPTransport(retries=10)) as client:
+        while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - another task sets it
+            await asyncio.sleep(0.1)
+    itself = (sys.executable, "-m", "benchmarks.eventloop", "--seconds", str(seconds))
+    driver = await asyncio.create_subprocess_exec(*itself, "--load", str(clients))
+    await asyncio.sleep(2)  # until all clients are under way
+    callbacks: list[tuple[float, float, str]] = []
+    time_callbacks(callbacks)
+    prober = await asyncio.create_subprocess_exec(*itself, "--probe", stdout=subprocess.PIPE)
+    answer, _ = await prober.communicate()
+    await driver.wait()
+    server.should_exit = True
+    await serving
+    return callbacks, json.loads(answer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.load:
+        load(arguments.load, arguments.seconds + 4)
+        return
+    if arguments.probe:
+        print(json.dumps(probe(arguments.seconds)))
+        return
+    callbacks, probes = asyncio.run(serve(arguments.clients, arguments.seconds))
+    cpu, wall = [row[0] for row in callbacks], [row[1] for row in callbacks]
+    figures = {
+        "clients": arguments.clients,
+        "callbacks": len(callbacks),
+        "cpu_ms": {name: 1000 * percentile(cpu, share) for name, share in (("p99", 0.99), ("max", 1.0))},
+        "wall_ms": {name: 1000 * percentile(wall, share) for name, share in (("p99", 0.99), ("max", 1.0))},
+        "livez_ms": {name: 1000 * percentile(probes, share) for name, share in (("p50", 0.5), ("p99", 0.99))},
+    }
+    print(json.dumps(figures, indent=2))
+    print("longest by CPU time:")
+    for seconds, _, name in sorted(callbacks, reverse=True)[:5]:
+        print(f"{1000 * seconds:8.2f} ms  {name}")
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

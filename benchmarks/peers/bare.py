@@ -1,0 +1,46 @@
+"""The model without a server: decode, forward and encode in a loop, in one process with so many threads.
+
+`python -m benchmarks.peers.bare REPLICAS SECONDS FILE...` prints images a second and CPU seconds an image as JSON.
+The threads of a pass are set by OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.peers.images import mask_of
+from benchmarks.peers.network import Network
+
+WARMUP = 1.0  # seconds
+
+
+def main(replicas: int, seconds: float, files: list[str]) -> None:
+    bodies = [Path(file).read_bytes() for file in files]
+    network, together = Network(), threading.Barrier(replicas)
+
+    def rate(duration: float) -> float:
+        """Images a second of one replica, over so many seconds."""
+        together.wait()
+        started = time.perf_counter()
+        for count, body in enumerate(itertools.cycle(bodies), 1):
+            mask_of(body, network)
+            if (elapsed := time.perf_counter() - started) >= duration:
+                return count / elapsed
+        raise ValueError("there are no images")
+
+    with ThreadPoolExecutor(replicas) as threads:
+        list(threads.map(rate, [WARMUP] * replicas))
+        cpu, started = time.process_time(), time.perf_counter()
+        total = sum(threads.map(rate, [seconds] * replicas))
+        cpu_share = (time.process_time() - cpu) / (time.perf_counter() - started)
+    print(json.dumps({"rate": total, "cpu_ms": 1000 * cpu_share / total}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

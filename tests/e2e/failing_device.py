@@ -1,0 +1,39 @@
+"""`python -m tests.e2e.failing_device FAULT serve`: the server, on a device that fails in its third pass."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import partial
+
+from app import __main__ as command
+from app.engine.device import Ran
+from app.engine.staging import Staged
+from app.errors import DeviceError
+from app.main import create_app
+from tests.fakes import FakeDevice
+from tests.servers import SPEC
+
+
+class Failing(FakeDevice):
+    def __init__(self, fault: str) -> None:
+        super().__init__(best_batch_size=1)
+        self._fault = fault
+
+    def run(self, model: str, staged: Staged) -> Ran:
+        if len(self.batches) < 2:
+            return super().run(model, staged)
+        match self._fault:
+            case "breaks":
+                raise DeviceError("cuda:0 has failed for good: an illegal memory access was encountered")
+            case "ends":
+                raise SystemExit(0)
+            case _:
+                threading.Event().wait()  # it stalls, and never comes back
+                raise AssertionError
+
+
+if __name__ == "__main__":
+    device = Failing(sys.argv.pop(1))
+    command.create_app = partial(create_app, worker=device, specs=[SPEC])  # type: ignore[attr-defined]
+    sys.exit(command.main())

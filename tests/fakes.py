@@ -1,0 +1,117 @@
+"""A stand-in for the device, at the one seam between the engine and the hardware."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.staging import Image, Staged
+from app.errors import InferenceFailed
+from app.timings import Timings
+from models import ModelSpec
+
+BAD = 13  # an image of this value fails
+PATIENCE = 30.0  # seconds until a gate that a test has forgotten opens by itself
+
+
+class FakeDevice:
+    """Answers with the image's first value, as id of every pixel; holds loads and passes while its gate is shut.
+
+    Attributes:
+        staged, batches: values of the images of each batch, as it was staged and as it was run
+        entered: set whenever a load or a pass meets the gate
+        error: raised in place of results
+        enters: threads that may enter before one fails
+        room: images that fit in its memory at once
+        missing: how many results too few it gives
+        seconds_each: of a pass for each pixel of its input, by the clock
+    """
+
+    def __init__(self, slots: int = 1, best_batch_size: int = 4) -> None:
+        self.device = torch.device("cpu")
+        self.slots = slots
+        self.best_batch_size = best_batch_size
+        self.staged: list[list[int]] = []
+        self.batches: list[list[int]] = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+        self.enters = 100
+        self.room = 100
+        self.missing = 0
+        self.seconds_each = 0.0
+
+    def enter(self) -> None:
+        self.enters -= 1
+        if self.enters < 0:
+            raise RuntimeError("this thread cannot reach the device")
+
+    def load(self, spec: ModelSpec) -> None:
+        self._meet_the_gate()
+
+    def warm_up(self, model: str) -> None:
+        pass
+
+    def stage(self, images: Sequence[Image]) -> Staged:
+        self.staged.append(_values(images))
+        return Staged(tuple(images))
+
+    def run(self, model: str, staged: Staged) -> Ran:
+        self.batches.append(_values(staged.images))
+        self._meet_the_gate()
+        time.sleep(self.seconds_each * sum(image.pixels[..., 0].numel() for image in staged.images))
+        timings = Timings({"forward": 0.01}, {"stem": 0.01})
+        outcomes = [_outcome(image, timings) for image in staged.images]
+        fits = self.room if len(outcomes) > self.room else None
+        return Ran(outcomes[self.missing :], fits)
+
+    def memory(self) -> dict[str, int]:
+        return {"allocated": 5}
+
+    def shut(self) -> None:
+        """Hold the next batch; one that is held already waits for the gate it met."""
+        self.entered.clear()
+        self.gate = threading.Event()
+
+    async def goes_on_to_the_next(self) -> None:
+        """Let the held batch end, and hold the one after it."""
+        gate = self.gate
+        self.shut()
+        gate.set()
+        await self.is_entered()
+
+    async def is_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+    def _meet_the_gate(self) -> None:
+        gate = self.gate
+        self.entered.set()
+        gate.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what no event tells of."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+def _values(images: Sequence[Image]) -> list[int]:
+    return [int(image.pixels[0, 0, 0]) for image in images]
+
+
+def _outcome(image: Image, timings: Timings) -> Outcome:
+    (value,) = _values([image])
+    if value == BAD:
+        return InferenceFailed("the model failed on this image")
+    mask = np.full(image.original, value, dtype=np.uint8)
+    return Segmentation(mask, mask, (), timings)
