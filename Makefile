@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install serve test lint format bench
+.PHONY: install serve test lint format bench bench-serving
 
 install: .venv/installed
 
@@ -35,3 +35,15 @@ bench: install
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.instrumentation
+	$(BIN)/python -m benchmarks.eventloop
+
+# Hours: five other servers, each in turn. They get an environment of their own.
+.venv-peers/installed: benchmarks/peers/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --constraint constraints.txt torch
+	.venv-peers/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/peers/requirements.txt
+	touch $@
+
+bench-serving: install .venv-peers/installed
+	$(BIN)/python -m benchmarks.serving --peers-python .venv-peers/bin/python

@@ -54,19 +54,14 @@ class Costs:
         mean = self._image_pixels.get(lane.model, lane.pixels)
         self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
 
-    def of_batch(self, group: Lane | str, size: int) -> float | None:
-        """Seconds of a batch of so many images, or None as long as too little is known.
+    def typical(self, model: str) -> Lane:
+        """Stands in for the lane of an image whose size is not known yet."""
+        return Lane(model, (1, max(1, round(self._image_pixels.get(model, 1.0)))))
 
-        Args:
-            group: a lane, or a model for images whose sizes are not known yet
-        """
-        if isinstance(group, str):
-            return self._of_pixels(group, size * self._image_pixels.get(group, 0.0))
-        own = self._lanes.get(group, Cost()).predict(size)
-        return self._of_pixels(group.model, size * group.pixels) if own is None else own
-
-    def _of_pixels(self, model: str, pixels: float) -> float | None:
-        return self._models.get(model, Cost()).predict(pixels)
+    def of_batch(self, lane: Lane, size: int) -> float | None:
+        """Seconds of a batch of so many images, or None as long as too little is known."""
+        own = self._lanes.get(lane, Cost()).predict(size)
+        return self._models.get(lane.model, Cost()).predict(size * lane.pixels) if own is None else own
 
 
 class Surprise:

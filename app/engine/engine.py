@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from app.engine.device import Device, Segmentation
 from app.engine.jobs import Batch, Job, Lane
@@ -114,10 +115,12 @@ class Engine:
             QueueFull, DeadlineUnreachable: no place in the queue, or too long a wait
         """
         self.check_ready()
+        job, now = Job(model, caller, nbytes, deadline, None), time.monotonic()
         try:
-            self._scheduler.check(Job(model, caller, nbytes, deadline, None), time.monotonic())
+            self._scheduler.check(job, now)
         except Overloaded as exc:
             self._count(model, exc)
+            _trace(job, now)
             raise
 
     @contextmanager
@@ -131,12 +134,12 @@ class Engine:
             UnknownModel, NotReady, QueueFull, DeadlineUnreachable
         """
         self.spec(model)
-        loop = asyncio.get_running_loop()
+        loop, now = asyncio.get_running_loop(), time.monotonic()
         job = Job(model, caller, nbytes, deadline, Waiting(loop.create_future()))
-        timer = loop.call_later(deadline - time.monotonic(), self._expire, deadline)
+        timer = loop.call_later(deadline - now, self._expire, deadline)
         try:
             self.check_ready()
-            self._scheduler.admit(job, time.monotonic())
+            self._scheduler.admit(job, now)
             yield job
         except BaseException as exc:
             self._count(model, exc)
@@ -148,6 +151,7 @@ class Engine:
             timer.cancel()
             self._scheduler.cancel(job)
             job.payload.leave()
+            _trace(job, now)
 
     async def segment(self, job: Job[Waiting], image: Image) -> Segmentation:
         """Segment the image of a job that was let in.
@@ -273,6 +277,15 @@ class Engine:
         self._metrics.image(model, _ending(error))
         if isinstance(error, Overloaded):
             self._metrics.rejected(model, error.code)
+
+
+def _trace(job: Job[Any], came: float) -> None:
+    """A line for `benchmarks.replay`; one that was refused before it was decoded has no size."""
+    if log.isEnabledFor(logging.DEBUG):
+        height, width = (None, None) if job.lane is None else job.lane.input_size
+        line = {"at": came, "model": job.model, "height": height, "width": width, "deadline": job.deadline - came}
+        line |= {"nbytes": job.nbytes, "decode": max(0.0, job.submitted - came)}
+        log.debug("trace %s", json.dumps(line))
 
 
 def _ending(error: BaseException) -> Ending:

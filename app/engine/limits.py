@@ -27,16 +27,11 @@ class Limits:
         self._max_pixels = max_pixels
         self._lowered: OrderedDict[Lane, Limit] = OrderedDict()
 
-    def of(self, group: Lane | str) -> int:
-        """Most images in a batch of a lane, or of a model for images whose sizes are not known yet.
-
-        One image is always let through, however large.
-        """
-        if isinstance(group, str):
-            return self._max_images
-        limit = min(self._max_images, self._max_pixels // group.pixels)
-        if group in self._lowered:
-            limit = min(limit, self._lowered[group].images)
+    def of(self, lane: Lane) -> int:
+        """Most images in a batch of a lane: one is always let through, however large."""
+        limit = min(self._max_images, self._max_pixels // lane.pixels)
+        if lane in self._lowered:
+            limit = min(limit, self._lowered[lane].images)
         return max(1, limit)
 
     def lower(self, lane: Lane, fits: int) -> None:

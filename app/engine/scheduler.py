@@ -5,6 +5,7 @@ A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Scheduler(Generic[Payload]):
         """
         self._call(now)
         # The device is not kept waiting for those who may come.
-        few = self._size < self.policy.slots * self.policy.max_batch_size
+        enough = 2 * self.policy.slots * self.policy.max_batch_size * max(1, len(self._lanes))
+        few = self._size < min(enough, self.policy.max_queue_size // 2)
         refusal = self._refusal(job, (0.0, 0.0) if few else self._kept_free(job, now), now)
         if refusal is not None:
             promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now)
@@ -214,13 +216,14 @@ class Scheduler(Generic[Payload]):
             ("images", self._size, 1, self.policy.max_queue_size),
             ("bytes", self._bytes, job.nbytes, self.policy.max_queue_bytes),
         ):
-            actual = held + one * (1 + ahead) + spare * limit
+            actual = math.ceil(held + one * (1 + ahead) + spare * limit)
             # An empty queue takes any one job: refusing it would not help it later either.
             if actual > limit and (self._size or ahead):
                 others = " or are promised a place" if ahead else ""
-                detail = f"{actual:.0f} {name} would be waiting{others}; the limit is {limit}"
-                wait = self._seconds_to_next_place(now) + (actual - limit) / max(one, held / max(1, self._size)) * each
-                yield QueueFull(detail, limit=limit, actual=round(actual), retry_after=wait)
+                detail = f"{actual} {name} would be waiting{others}; the limit is {limit}"
+                further = max(0.0, (actual - limit) / max(one, held / max(1, self._size)) - 1)
+                wait = self._seconds_to_next_place(now) + further * each
+                yield QueueFull(detail, limit=limit, actual=actual, retry_after=wait)
         predicted = self._seconds_until_done(job, now)
         if predicted is None or not (self._size or self._running or ahead):
             return
@@ -240,32 +243,32 @@ class Scheduler(Generic[Payload]):
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
         """Device seconds of all that is here and of one more job, and those of that job's batch."""
-        counts: dict[Lane | str, int] = {lane: len(jobs) for lane, jobs in self._lanes.items()}
-        groups = [job.model for job in self._arriving]
-        own = None if extra is None else extra.lane or extra.model
-        for group in groups if own is None else [*groups, own]:
-            counts[group] = counts.get(group, 0) + 1
+        counts = {lane: len(jobs) for lane, jobs in self._lanes.items()}
+        own = None if extra is None else extra.lane or self._costs.typical(extra.model)
+        for lane in [*(self._costs.typical(job.model) for job in self._arriving), *([] if own is None else [own])]:
+            counts[lane] = counts.get(lane, 0) + 1
         total = last = 0.0
         for batch in self._running:
             seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
             if seconds is None:
                 return None
             total += max(0.0, seconds - (0.0 if batch.started is None else now - batch.started))
-        for group, count in counts.items():
-            limit = self._limits.of(group)
+        for lane, count in counts.items():
+            limit = self._limits.of(lane)
             full, rest = divmod(count - 1, limit)
-            most, remaining = self._costs.of_batch(group, limit), self._costs.of_batch(group, rest + 1)
+            most, remaining = self._costs.of_batch(lane, limit), self._costs.of_batch(lane, rest + 1)
             if most is None or remaining is None:
                 return None
             total += full * most + remaining
-            if group == own:
+            if lane == own:
                 last = remaining
         return total, last
 
     def _seconds_each(self, model: str) -> float:
         """From one place that comes free to the next."""
-        limit = self._limits.of(model)
-        return (self._costs.of_batch(model, limit) or 0.0) / limit / self.policy.slots
+        lane = self._costs.typical(model)
+        limit = self._limits.of(lane)
+        return (self._costs.of_batch(lane, limit) or 0.0) / limit / self.policy.slots
 
     def _seconds_to_next_place(self, now: float) -> float:
         # Places come free when the next batch is taken, which is when a running one ends.
