@@ -23,7 +23,7 @@ from benchmarks.peers.tuning import Tuning
 from models import ModelSpec, get_spec
 from models.transforms import Preprocessing
 
-# Images of up to 16x16 keep the size they have.
+# An input of 16x8 at most.
 TINY = Preprocessing(scale=(16, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 

@@ -43,6 +43,7 @@ class Costs:
     def __init__(self) -> None:
         self._lanes: OrderedDict[Lane, Cost] = OrderedDict()
         self._models: dict[str, Cost] = {}
+        self._last: dict[str, Lane] = {}  # of a model
         self._image_pixels: dict[str, float] = {}  # of a model's recent images, the mean
 
     def learn(self, lane: Lane, size: int, seconds: float) -> None:
@@ -51,12 +52,17 @@ class Costs:
         if len(self._lanes) > self.LANES:
             self._lanes.popitem(last=False)
         self._models.setdefault(lane.model, Cost()).learn(size * lane.pixels, seconds)
+        self._last[lane.model] = lane
         mean = self._image_pixels.get(lane.model, lane.pixels)
         self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
 
     def typical(self, model: str) -> Lane:
-        """Stands in for the lane of an image whose size is not known yet."""
-        return Lane(model, (1, max(1, round(self._image_pixels.get(model, 1.0)))))
+        """The lane of an image whose size is not known yet: the last one, if such are all there are, or a mean one."""
+        pixels = self._image_pixels.get(model, 1.0)
+        last = self._last.get(model)
+        if last is not None and abs(last.pixels - pixels) < 0.01 * pixels:
+            return last
+        return Lane(model, (1, max(1, round(pixels))))
 
     def of_batch(self, lane: Lane, size: int) -> float | None:
         """Seconds of a batch of so many images, or None as long as too little is known."""

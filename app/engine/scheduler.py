@@ -6,7 +6,7 @@ A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -177,17 +177,21 @@ class Scheduler(Generic[Payload]):
         """The jobs whose deadline has passed: those not yet running, which lose their places, and those running."""
         late = [job for job in self.unfinished if job.deadline <= now]
         for job in late:
-            self._learn(job, now)
+            self.answered(job, now)
             self.cancel(job)
         return late
 
     def answered(self, job: Job[Payload], now: float) -> float | None:
-        """Learn from a job that was answered in full.
+        """Learn from a job that was answered, or that nobody waits for any more.
 
         Returns:
             the seconds it took divided by those predicted, or None if none were
         """
-        return self._learn(job, now)
+        predicted, job.predicted = job.predicted, None
+        if predicted is None:
+            return None
+        self._surprise.learn(now - job.admitted - predicted)
+        return (now - job.admitted) / max(predicted, 1e-3)
 
     def retry_ratios(self) -> list[float]:
         """Time until a refused caller would have been let in, divided by the time it was told; since last asked."""
@@ -228,11 +232,13 @@ class Scheduler(Generic[Payload]):
         if predicted is None or not (self._size or self._running or ahead):
             return
         allowed = job.deadline - now
-        wait = predicted + min(self._surprise.margin, allowed / 2) + ahead * each + spare * allowed
+        # A job that was let in is given up only if there is no hope.
+        margin = 0.0 if job.lane is not None else min(self._surprise.margin, allowed / 2)
+        wait = predicted + margin + ahead * each + spare * allowed
         if wait > allowed:
             detail = f"the predicted wait is {wait:.1f} s, the deadline in {allowed:.1f} s"
-            retry_after = wait - allowed
-            yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=retry_after)
+            late = wait - allowed
+            yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=late)
 
     def _seconds_until_done(self, job: Job[Any], now: float) -> float | None:
         work = self._work(job, now)
@@ -245,8 +251,13 @@ class Scheduler(Generic[Payload]):
         """Device seconds of all that is here and of one more job, and those of that job's batch."""
         counts = {lane: len(jobs) for lane, jobs in self._lanes.items()}
         own = None if extra is None else extra.lane or self._costs.typical(extra.model)
-        for lane in [*(self._costs.typical(job.model) for job in self._arriving), *([] if own is None else [own])]:
-            counts[lane] = counts.get(lane, 0) + 1
+        if own is not None:
+            counts[own] = counts.get(own, 0) + 1
+        # Who has been decoded goes before those who have not.
+        arriving = self._arriving if extra is None or extra.lane is None else {}
+        for model, count in Counter(job.model for job in arriving).items():
+            lane = self._costs.typical(model)
+            counts[lane] = counts.get(lane, 0) + count
         total = last = 0.0
         for batch in self._running:
             seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
@@ -278,13 +289,6 @@ class Scheduler(Generic[Payload]):
             if seconds is not None and batch.started is not None:
                 left.append(max(0.0, batch.started + seconds - now))
         return min(left, default=1.0)
-
-    def _learn(self, job: Job[Payload], now: float) -> float | None:
-        predicted, job.predicted = job.predicted, None
-        if predicted is None:
-            return None
-        self._surprise.learn(now - job.admitted - predicted)
-        return (now - job.admitted) / max(predicted, 1e-3)
 
     def _call(self, now: float) -> None:
         """Note which of those who were refused would be let in now."""

@@ -22,8 +22,9 @@ from benchmarks.peers.tuning import Tuning
 
 PORT = 18780
 WARMUP_CLIENTS = 8
-# As long a queue as there are clients, and no deadline: where throughput is measured, nobody is refused.
-PATIENT = {"SEGLENS_MAX_QUEUE_SIZE": "1024", "SEGLENS_REQUEST_TIMEOUT": "600"}
+# As long a queue as there are clients, and no deadline: where throughput is measured, nobody is refused. No peer keeps
+# results, so ours keeps none here.
+PATIENT = {"SEGLENS_MAX_QUEUE_SIZE": "1024", "SEGLENS_REQUEST_TIMEOUT": "600", "SEGLENS_MAX_RESULT_BYTES": "1"}
 
 
 @dataclass(frozen=True)

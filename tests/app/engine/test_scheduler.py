@@ -1,54 +1,78 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import cycle, islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import Batch, Cost, Job, Lane, Policy, Scheduler
+from app.engine.cost import Cost
+from app.engine.jobs import Batch, Job, Lane
+from app.engine.scheduler import Policy, Scheduler
 from app.errors import DeadlineUnreachable, Overloaded, QueueFull
+from benchmarks.replay import Callers, Device, Outcome, Request, Simulation, poisson
 
 SMALL, LARGE, HUGE = Lane("a", (10, 10)), Lane("b", (10, 20)), Lane("b", (50, 50))
 LANES = SMALL, LARGE, HUGE
 # Four SMALL, two LARGE or one HUGE a batch; a HUGE one alone is over the pixel limit already.
 POLICY = Policy(max_batch_size=4, max_batch_pixels=500, max_queue_size=8, max_queue_bytes=1000)
 ROOMY = Policy(max_batch_size=4, max_batch_pixels=10_000, max_queue_size=1000, max_queue_bytes=1_000_000)
+NEVER = 1e9
 
 
-def a_job(lane: Lane = SMALL, deadline: float = 1e9, nbytes: int = 100, payload: int = 0) -> Job[int]:
-    return Job(lane, nbytes, deadline, payload)
+def a_job(model: str = "a", deadline: float = NEVER, nbytes: int = 100, caller: str = "", payload: int = 0) -> Job[int]:
+    return Job(model, caller or str(payload), nbytes, deadline, payload)
 
 
-def submitted(scheduler: Scheduler[int], *lanes: Lane, now: float = 0.0, deadline: float = 1e9) -> list[Job[int]]:
-    jobs = [a_job(lane, deadline, payload=number) for number, lane in enumerate(lanes)]
-    for job in jobs:
-        scheduler.submit(job, now)
+def waiting(
+    scheduler: Scheduler[int], *lanes: Lane, now: float = 0.0, deadline: float = NEVER, nbytes: int = 100
+) -> list[Job[int]]:
+    """Jobs let in and decoded, one of each lane."""
+    jobs = []
+    for number, lane in enumerate(lanes):
+        job = a_job(lane.model, deadline, nbytes, payload=number)
+        scheduler.admit(job, now)
+        scheduler.submit(job, lane, nbytes, now)
+        jobs.append(job)
     return jobs
 
 
-def next_batch(scheduler: Scheduler[int], now: float = 0.0) -> Batch[int]:
+def started(scheduler: Scheduler[int], now: float = 0.0) -> Batch[int]:
     batch = scheduler.next_batch(now)
     assert batch is not None
+    batch.started = now
     return batch
+
+
+def run_all(scheduler: Scheduler[int], seconds: float | None = None) -> list[Batch[int]]:
+    batches = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        scheduler.completed(batch, len(batch.jobs), seconds, 0.0)
+        batches.append(batch)
+    return batches
 
 
 def learnt(policy: Policy = ROOMY, lane: Lane = SMALL, fixed: float = 1.0, each: float = 0.5) -> Scheduler[int]:
     """A scheduler that has seen enough batches of 1 to 4 images, each taking fixed + each * n seconds."""
     scheduler: Scheduler[int] = Scheduler(policy)
     for number in range(8):
-        count = 1 + number % 4
-        submitted(scheduler, *[lane] * count)
-        batch = next_batch(scheduler)
-        scheduler.completed(batch, fixed + each * len(batch.jobs), 0.0)
-        while (rest := scheduler.next_batch(0.0)) is not None:
-            scheduler.completed(rest, fixed + each * len(rest.jobs), 0.0)
+        waiting(scheduler, *[lane] * (1 + number % 4))
+        while (batch := scheduler.next_batch(0.0)) is not None:
+            size = len(batch.jobs)
+            scheduler.completed(batch, size, fixed + each * size, 0.0)
     return scheduler
 
 
-# --- random traffic in simulated time
+def refusal(scheduler: Scheduler[int], job: Job[int], now: float = 0.0) -> Overloaded:
+    with pytest.raises(Overloaded) as caught:
+        scheduler.check(job, now)
+    return caught.value
+
+
+# --- random traffic, every event of which is checked
 
 
 @dataclass
@@ -58,225 +82,326 @@ class Traffic:
     scheduler: Scheduler[int]
     timeouts: tuple[float, ...]
     now: float = 0.0
-    waiting: list[Job[int]] = field(default_factory=list)  # in the order of submission
-    running: Batch[int] | None = None
+    arriving: list[Job[int]] = field(default_factory=list)
+    waiting: list[Job[int]] = field(default_factory=list)  # in the order in which they were decoded
+    running: list[Batch[int]] = field(default_factory=list)
     fates: Counter[int] = field(default_factory=Counter)
-    submitted: int = 0
+    asked: int = 0
+    taught: int = 0
+    fits: dict[Lane, int] = field(default_factory=dict)
 
-    def submit(self, number: int) -> None:
-        lane, timeout = LANES[number % 3], self.timeouts[number % len(self.timeouts)]
-        job = a_job(lane, self.now + timeout, nbytes=1 + number, payload=self.submitted)
-        self.submitted += 1
-        refusal: Overloaded | None = None
+    @property
+    def policy(self) -> Policy:
+        return self.scheduler.policy
+
+    @property
+    def present(self) -> list[Job[int]]:
+        return self.arriving + self.waiting
+
+    def arrive(self, number: int) -> None:
+        timeout = self.timeouts[number % len(self.timeouts)]
+        # Few names, so that some of those who were refused come again.
+        job = a_job("ab"[number % 2], self.now + timeout, 1 + 10 * number, f"caller {number}", self.asked)
+        self.asked += 1
         try:
-            self.scheduler.submit(job, self.now)
-            self.waiting.append(job)
-        except Overloaded as exc:
-            refusal = exc
-        if refusal is not None:
+            self.scheduler.check(job, self.now)
+        except Overloaded as refused:
+            self._check_refusal(refused)
+            with pytest.raises(type(refused)):
+                self.scheduler.admit(job, self.now)
             self.fates[job.payload] += 1
-            assert self.waiting or self.running, "an idle server never refuses"
-            assert refusal.limit is not None
-            assert refusal.actual is not None
-            assert refusal.actual > refusal.limit
-            assert refusal.retry_after is not None
-            assert refusal.retry_after >= 0
+        else:
+            self.scheduler.admit(job, self.now)
+            self.arriving.append(job)
+
+    def decode(self, number: int) -> None:
+        if not self.arriving:
+            return
+        job = self.arriving.pop(number % len(self.arriving))
+        lane = SMALL if job.model == "a" else (LARGE, HUGE)[number % 2]
+        try:
+            self.scheduler.submit(job, lane, job.nbytes + lane.pixels // 10, self.now)
+            self.waiting.append(job)
+        except Overloaded as refused:
+            self._check_refusal(refused)
+            self.fates[job.payload] += 1
 
     def take(self, number: int) -> None:
+        slots = self.policy.slots
         batch = self.scheduler.next_batch(self.now)
-        if self.running is not None or not self.waiting:
-            assert batch is None
+        if batch is None:
+            assert not self.waiting or len(self.running) >= slots, "the device idles while jobs wait"
             return
-        assert batch is not None
+        assert len(self.running) <= slots, "one more than it runs is formed ahead, no more"
         in_lane = [job for job in self.waiting if job.lane == batch.lane]
-        assert {job.lane for job in batch.jobs} == {batch.lane}
-        assert batch.jobs == in_lane[: len(batch.jobs)], "first in, first out"
-        pixels = batch.lane.pixels * len(batch.jobs)
-        assert len(batch.jobs) <= POLICY.max_batch_size
-        assert pixels <= POLICY.max_batch_pixels or len(batch.jobs) == 1
-        more = len(in_lane) > len(batch.jobs)
-        full = len(batch.jobs) == POLICY.max_batch_size
-        assert batch.reason == ("idle" if not more else "full" if full else "pixels")
-        assert full or not more or pixels + batch.lane.pixels > POLICY.max_batch_pixels, "room was left"
-        if len(self.timeouts) == 1:
-            assert batch.jobs[0].submitted == self.waiting[0].submitted, "with equal timeouts the oldest goes next"
+        size, more = len(batch.jobs), len(in_lane) > len(batch.jobs)
+        assert batch.jobs == in_lane[:size], "one lane alone, first in, first out"
+        first = min(self.waiting, key=lambda job: (job.deadline, job.submitted))
+        heads = {job.lane: job for job in reversed(self.waiting)}
+        assert batch.jobs[0].deadline == min(job.deadline for job in heads.values())
+        assert len(self.timeouts) > 1 or batch.jobs[0].submitted == first.submitted
+        assert size <= self.policy.max_batch_size
+        assert size * batch.lane.pixels <= self.policy.max_batch_pixels or size == 1
+        assert size <= self.fits.get(batch.lane, size), "the lane has run out of memory"
+        assert (batch.reason == "idle") == (not more)
+        assert batch.reason != "full" or size == self.policy.max_batch_size
+        if len(self.running) == slots:
+            assert size == min(self.fits.get(batch.lane, 99), 4, max(1, 500 // batch.lane.pixels)), "might yet grow"
         for job in batch.jobs:
             self._ends(job)
-        self.running = batch
+        self.running.append(batch)
+        for running in self.running[:slots]:
+            running.started = self.now if running.started is None else running.started
 
     def complete(self, number: int) -> None:
-        if self.running is not None:
-            self.scheduler.completed(self.running, None if number % 5 == 0 else 0.1 + 0.05 * number, self.now)
-            self.running = None
+        if not self.running:
+            return
+        batch = self.running.pop(number % min(len(self.running), self.policy.slots))
+        size = len(batch.jobs)
+        if number % 7 == 0 and size > 1:
+            self.fits[batch.lane] = size // 2
+            self.scheduler.completed(batch, size, None, self.now, fits=size // 2)
+        elif number % 5 == 0:
+            self.scheduler.completed(batch, size, None, self.now)
+        else:
+            self.taught += 1
+            self.scheduler.completed(batch, size, 0.1 + 0.05 * number, self.now)
+        for job in batch.jobs:
+            assert (self.scheduler.answered(job, self.now) or 0.0) >= 0.0
 
     def cancel(self, number: int) -> None:
-        if self.waiting:
-            job = self.waiting[number % len(self.waiting)]
+        if self.present:
+            job = self.present[number % len(self.present)]
             assert self.scheduler.cancel(job)
             assert not self.scheduler.cancel(job)
             self._ends(job)
-        if self.running is not None:
-            assert not self.scheduler.cancel(self.running.jobs[0]), "too late for what runs"
+        for batch in self.running:
+            assert not self.scheduler.cancel(batch.jobs[0]), "too late for what runs"
 
     def expire(self, number: int) -> None:
         late = self.scheduler.expire(self.now)
-        on_the_device = [] if self.running is None else self.running.jobs
-        expected = [job for job in self.waiting + on_the_device if job.deadline <= self.now]
-        assert Counter(map(id, late)) == Counter(map(id, expected))
+        assert Counter(map(id, late)) == Counter(id(job) for job in self._all() if job.deadline <= self.now)
         for job in late:
-            if job in self.waiting:
+            if job in self.present:
                 self._ends(job)
 
     def pass_time(self, number: int) -> None:
         self.now += 0.1 * number
 
-    def _ends(self, job: Job[int]) -> None:
-        self.waiting.remove(job)
-        self.fates[job.payload] += 1
-
     def check_books(self) -> None:
-        on_the_device = [] if self.running is None else self.running.jobs
-        assert len(self.scheduler) == len(self.waiting) <= POLICY.max_queue_size
-        assert Counter(map(id, self.scheduler.unfinished)) == Counter(map(id, self.waiting + on_the_device))
+        assert len(self.scheduler) == len(self.present) <= self.policy.max_queue_size
+        assert sum(job.nbytes for job in self.present) <= self.policy.max_queue_bytes or len(self.present) == 1
+        assert Counter(map(id, self.scheduler.unfinished)) == Counter(map(id, self._all()))
+        assert list(self.scheduler.running) == self.running
         for model in ("a", "b"):
-            assert self.scheduler.depth(model) == sum(job.lane.model == model for job in self.waiting)
+            assert self.scheduler.depth(model) == sum(job.model == model for job in self.present)
         wait = self.scheduler.predicted_wait(self.now)
         assert wait is None or wait >= 0
+        assert all(ratio >= 0 for ratio in self.scheduler.retry_ratios())
+
+    def _all(self) -> list[Job[int]]:
+        return self.present + [job for batch in self.running for job in batch.jobs]
+
+    def _ends(self, job: Job[int]) -> None:
+        (self.waiting if job in self.waiting else self.arriving).remove(job)
+        self.fates[job.payload] += 1
+
+    def _check_refusal(self, refused: Overloaded) -> None:
+        assert self.present or self.running, "an idle server never refuses"
+        assert self.taught >= Cost.MINIMUM or isinstance(refused, QueueFull), "nothing is known of the wait yet"
+        assert refused.limit is not None
+        assert refused.actual is not None
+        assert refused.actual >= refused.limit
+        assert refused.retry_after is not None
+        assert 0 <= refused.retry_after < 1000
 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "submit", "submit", "take", "complete", "cancel", "expire", "pass_time"]),
+        st.sampled_from(["arrive"] * 4 + ["decode"] * 3 + ["take"] * 2 + ["complete", "cancel", "expire", "pass_time"]),
         st.integers(0, 20),
     ),
-    max_size=80,
+    max_size=150,
 )
 
 
-@given(EVENTS, st.sampled_from([(3.0,), (0.5, 3.0, 20.0)]))
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(EVENTS, st.sampled_from([(3.0,), (0.5, 3.0, 20.0)]), st.integers(1, 3), st.booleans())
 def test_under_any_traffic_every_job_ends_exactly_once(
-    events: list[tuple[str, int]], timeouts: tuple[float, ...]
+    events: list[tuple[str, int]], timeouts: tuple[float, ...], slots: int, knows_costs: bool
 ) -> None:
-    traffic = Traffic(Scheduler(POLICY), timeouts)
+    traffic = Traffic(Scheduler(Policy(4, 500, 8, 1000, slots)), timeouts)
+    if knows_costs:
+        for number in range(40):
+            for name in ("arrive", "decode", "take", "complete"):
+                getattr(traffic, name)(1 + number % 4)
     for name, number in events:
         getattr(traffic, name)(number)
         traffic.check_books()
-    while traffic.waiting or traffic.running:
-        traffic.complete(1)
-        traffic.take(0)
-        traffic.check_books()
-    assert traffic.fates == Counter(range(traffic.submitted))
+    while traffic.present or traffic.running:
+        for name in ("complete", "decode", "take"):
+            getattr(traffic, name)(1)
+            traffic.check_books()
+    assert traffic.fates == Counter(range(traffic.asked))
     assert_holds_no_bytes(traffic.scheduler)
 
 
 def assert_holds_no_bytes(scheduler: Scheduler[int]) -> None:
     """Its whole limit of bytes can be used again."""
     assert len(scheduler) == 0
-    one_byte, rest = POLICY.max_queue_bytes - 1, 1
-    scheduler.submit(a_job(nbytes=one_byte), 0.0)
-    scheduler.submit(a_job(nbytes=rest), 0.0)
+    scheduler.admit(a_job(nbytes=999, caller="one"), 1e6)
+    scheduler.admit(a_job(nbytes=1, caller="two"), 1e6)
     with pytest.raises(QueueFull, match=r"1001 bytes"):
-        scheduler.submit(a_job(nbytes=1), 0.0)
+        scheduler.admit(a_job(nbytes=1, caller="three"), 1e6)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.sampled_from(LANES), min_size=1, max_size=40))
 def test_with_equal_timeouts_only_lane_mates_overtake(lanes: list[Lane]) -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
     for number, lane in enumerate(lanes):
-        scheduler.submit(a_job(lane, number + 30.0, payload=number), float(number))
+        job = a_job(lane.model, number + 30.0, payload=number)
+        scheduler.admit(job, float(number))
+        scheduler.submit(job, lane, 1, float(number))
     served: list[int] = []
-    while (batch := scheduler.next_batch(100.0)) is not None:
-        oldest = min(set(range(len(lanes))) - set(served))
-        assert batch.jobs[0].payload == oldest
+    for batch in run_all(scheduler):
+        assert batch.jobs[0].payload == min(set(range(len(lanes))) - set(served))
         served += [job.payload for job in batch.jobs]
-        scheduler.completed(batch, None, 100.0)
     assert sorted(served) == list(range(len(lanes)))
+
+
+# --- simulated traffic
+
+DEVICE = Device(0.020, 0.0025, noise=0.1)  # 200 images a second, by eight
+SERVER = Policy(8, 1 << 30, 64, 1 << 30)
+
+
+def simulated(requests: list[Request], policy: Policy = SERVER, device: Device = DEVICE) -> tuple[Simulation, Outcome]:
+    simulation = Simulation(policy, device, Callers(returning=0.3, whole_seconds=True))
+    return simulation, simulation.run(requests)
+
+
+def deadline_kept(outcome: Outcome) -> float:
+    """The share of those let in who were answered in time; nobody waited beyond it."""
+    admitted = [visitor for visitor in outcome.visitors if visitor.taken is not None]
+    assert all(visitor.ended for visitor in admitted)
+    for visitor in admitted:
+        end = visitor.done if visitor.expired is None else visitor.expired
+        assert (end or 0.0) <= (visitor.taken or 0.0) + visitor.request.deadline + 1e-9
+    return sum(visitor.done is not None for visitor in admitted) / len(admitted)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("deadline", [0.15, 0.5, 5.0])
+@pytest.mark.parametrize("decode", [0.0, 0.03])
+def test_hardly_anyone_let_in_under_overload_is_late(slots: int, deadline: float, decode: float) -> None:
+    rng = random.Random(2)
+    requests = [
+        Request(one.at, one.model, one.height, one.width, deadline, one.nbytes, decode * rng.uniform(0, 2))
+        for one in poisson(600 * slots, 4)
+    ]
+    simulation, outcome = simulated(requests, Policy(8, 1 << 30, 64, 1 << 30, slots))
+    # At 0.15 s a batch is a quarter of the deadline, and what predictions miss by is still being learnt.
+    assert deadline_kept(outcome) > (0.9 if deadline < 0.5 else 0.98)
+    assert outcome.busy > 0.95 * slots * 4
+    assert len(simulation.scheduler) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_alternating_sizes_fill_batches_at_saturation(count: int) -> None:
+    sizes = [(512, 512 + 16 * number) for number in range(count)]
+    _, outcome = simulated(poisson(400, 20, sizes, deadline=5.0))
+    assert sum(outcome.sizes) / len(outcome.sizes) >= 0.95 * 8
+
+
+def test_a_rare_size_among_a_flood_is_served_before_its_deadline() -> None:
+    flood = poisson(180, 20, deadline=0.5)
+    rare = [Request(0.5 + second, "model", 256, 1024, 0.5, 1) for second in range(19)]
+    _, outcome = simulated([*flood, *rare])
+    assert all(visitor.done for visitor in outcome.visitors if visitor.request in rare)
+    assert deadline_kept(outcome) > 0.99
+
+
+def test_a_rare_size_that_is_let_in_under_overload_is_served() -> None:
+    flood = poisson(600, 20, deadline=0.5)
+    rare = [Request(0.1 + 0.2 * number, "model", 256, 1024, 0.5, 1) for number in range(99)]
+    _, outcome = simulated([*flood, *rare])
+    admitted = [visitor for visitor in outcome.visitors if visitor.request in rare and visitor.taken is not None]
+    assert len(admitted) > 20
+    assert sum(visitor.done is not None for visitor in admitted) >= 0.95 * len(admitted)
+
+
+def test_a_device_that_hung_for_long_is_used_again_at_once() -> None:
+    _, outcome = simulated(poisson(600, 20, deadline=0.5), device=Device(0.020, 0.0025, 0.1, stalls=((8.0, 3.0),)))
+    later = [visitor.done for visitor in outcome.visitors if visitor.done is not None and 12.0 < visitor.done < 20.0]
+    assert len(later) > 0.95 * 200 * 8
 
 
 # --- batches
 
 
-def test_alternating_sizes_still_fill_batches() -> None:
+def test_alternating_sizes_wait_for_batches_of_their_own() -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
-    submitted(scheduler, *[SMALL, LARGE] * 8)
-    sizes = []
-    while (batch := scheduler.next_batch(0.0)) is not None:
-        sizes.append(len(batch.jobs))
-        scheduler.completed(batch, None, 0.0)
-    assert sizes == [4, 4, 4, 4]
+    waiting(scheduler, *islice(cycle([SMALL, LARGE]), 16))
+    assert [len(batch.jobs) for batch in run_all(scheduler)] == [4, 4, 4, 4]
 
 
 def test_the_nearest_deadline_goes_first_then_age() -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
-    scheduler.submit(a_job(SMALL, deadline=9.0), 0.0)
-    scheduler.submit(a_job(HUGE, deadline=5.0), 2.0)
-    scheduler.submit(a_job(LARGE, deadline=5.0), 1.0)
-    order = []
-    while (batch := scheduler.next_batch(2.0)) is not None:
-        order.append(batch.lane)
-        scheduler.completed(batch, None, 2.0)
-    assert order == [LARGE, HUGE, SMALL]
+    waiting(scheduler, SMALL, now=0.0, deadline=9.0)
+    waiting(scheduler, LARGE, now=1.0, deadline=5.0)
+    waiting(scheduler, HUGE, now=2.0, deadline=5.0)
+    assert [batch.lane for batch in run_all(scheduler)] == [LARGE, HUGE, SMALL]
 
 
-def test_one_batch_runs_at_a_time() -> None:
+def test_a_batch_goes_at_once_to_a_free_device_and_waits_for_a_busy_one_if_full() -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
     assert scheduler.next_batch(0.0) is None
-    submitted(scheduler, *[SMALL] * 5)
-    batch = next_batch(scheduler, 3.0)
-    assert (len(batch.jobs), batch.reason, batch.started) == (4, "full", 3.0)
+    waiting(scheduler, SMALL)
+    first = started(scheduler, 3.0)
+    assert (len(first.jobs), first.reason) == (1, "idle")
+    waiting(scheduler, *[SMALL] * 3)
+    assert scheduler.next_batch(3.0) is None, "it may yet grow"
+    waiting(scheduler, *[SMALL] * 6)
+    second = scheduler.next_batch(3.0)
+    assert second is not None
+    assert (len(second.jobs), second.reason, second.started) == (4, "full", None)
     assert scheduler.next_batch(3.0) is None
-    scheduler.completed(batch, 1.0, 4.0)
-    assert next_batch(scheduler, 4.0).reason == "idle"
+    scheduler.completed(first, 1, 1.0, 4.0)
+    third = scheduler.next_batch(4.0)
+    assert third is not None
+    assert list(scheduler.running) == [second, third]
+
+
+def test_a_device_with_two_slots_runs_two_batches() -> None:
+    scheduler: Scheduler[int] = Scheduler(Policy(4, 10_000, 1000, 1_000_000, slots=2))
+    for size in (1, 1, 4):
+        waiting(scheduler, *[SMALL] * size)
+        assert len(started(scheduler).jobs) == size
+    waiting(scheduler, *[SMALL] * 4)
+    assert scheduler.next_batch(0.0) is None
+
+
+def test_a_lane_that_ran_out_of_memory_gets_smaller_batches() -> None:
+    scheduler: Scheduler[int] = Scheduler(ROOMY)
+    waiting(scheduler, *[SMALL] * 8, *[LARGE] * 4)
+    scheduler.completed(started(scheduler), 4, None, 0.0, fits=2)
+    assert [len(batch.jobs) for batch in run_all(scheduler)] == [2, 2, 4]
 
 
 def test_the_expiry_of_running_jobs_is_reported() -> None:
     scheduler: Scheduler[int] = Scheduler(POLICY)
-    running = submitted(scheduler, SMALL, deadline=1.0)
-    next_batch(scheduler)
-    waiting = submitted(scheduler, LARGE, SMALL, deadline=2.0)
+    running = waiting(scheduler, SMALL, deadline=1.0)
+    started(scheduler)
+    left = waiting(scheduler, LARGE, SMALL, deadline=2.0)
+    arriving = a_job(deadline=2.5)
+    scheduler.admit(arriving, 0.0)
     assert scheduler.expire(0.9) == []
     assert scheduler.expire(1.0) == running
-    assert scheduler.expire(2.0) == [*waiting, *running]
+    assert scheduler.expire(2.0) == [*left, *running]
+    assert scheduler.expire(2.5) == [arriving, *running]
     assert len(scheduler) == 0
     assert scheduler.unfinished == running
-
-
-# --- cost
-
-
-@given(fixed=st.floats(0.001, 10), each=st.floats(0, 10), sizes=st.lists(st.integers(1, 32), min_size=5, max_size=60))
-def test_cost_finds_the_line_through_exact_data(fixed: float, each: float, sizes: list[int]) -> None:
-    cost = Cost()
-    for size in sizes:
-        cost.learn(size, fixed + each * size)
-    for size in range(1, 33) if len(set(sizes)) > 1 else set(sizes):
-        assert cost.predict(size) == pytest.approx(fixed + each * size, rel=1e-3)
-
-
-@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 100)), min_size=5, max_size=60), st.integers(1, 64))
-def test_a_cost_is_never_negative_and_grows_with_the_batch(data: list[tuple[int, float]], size: int) -> None:
-    cost = Cost()
-    for count, seconds in data:
-        cost.learn(count, seconds)
-    less, more = cost.predict(size), cost.predict(size + 1)
-    assert less is not None
-    assert more is not None
-    assert 0 <= less <= more
-
-
-def test_nothing_is_predicted_from_too_few_batches() -> None:
-    cost = Cost()
-    for _ in range(Cost.MINIMUM):
-        assert cost.predict(1) is None
-        cost.learn(1, 2.0)
-    assert cost.predict(1) == pytest.approx(2.0)
-
-
-def test_a_cost_follows_a_device_that_became_slower() -> None:
-    cost = Cost()
-    for seconds in [1.0] * 100 + [3.0] * 100:
-        cost.learn(4, seconds)
-    assert cost.predict(4) == pytest.approx(3.0, rel=0.02)
 
 
 # --- predicted wait
@@ -285,42 +410,63 @@ def test_a_cost_follows_a_device_that_became_slower() -> None:
 def test_the_predicted_wait_is_what_runs_and_what_waits() -> None:
     scheduler = learnt()  # a batch of n takes 1 + n / 2 seconds
     assert scheduler.predicted_wait(0.0) == 0.0
-    assert scheduler.predicted_wait(0.0, SMALL) == pytest.approx(1.5)
-    submitted(scheduler, *[SMALL] * 4, deadline=1e9)
+    waiting(scheduler, *[SMALL] * 4)
     assert scheduler.predicted_wait(0.0) == pytest.approx(3.0)
-    batch = next_batch(scheduler, 0.0)
-    submitted(scheduler, *[SMALL] * 5, now=1.0)
+    batch = started(scheduler)
+    (*_, last) = waiting(scheduler, *[SMALL] * 5, now=1.0)
     remaining, full, rest = 2.0, 3.0, 1.5
+    assert last.predicted == pytest.approx(remaining + full + rest, rel=0.05)
     assert scheduler.predicted_wait(1.0) == pytest.approx(remaining + full + rest)
-    assert scheduler.predicted_wait(1.0, SMALL) == pytest.approx(remaining + full + rest + 0.5)
     assert scheduler.predicted_wait(60.0) == pytest.approx(full + rest), "an overdue batch is about to end"
-    scheduler.completed(batch, 3.0, 3.0)
+    scheduler.completed(batch, 4, 3.0, 3.0)
     assert scheduler.predicted_wait(3.0) == pytest.approx(full + rest)
+
+
+def test_two_slots_share_what_waits() -> None:
+    scheduler = learnt(Policy(4, 10_000, 1000, 1_000_000, slots=2))
+    waiting(scheduler, *[SMALL] * 16)
+    assert scheduler.predicted_wait(0.0) == pytest.approx(2 * 3.0)
+
+
+def test_images_not_decoded_yet_count_as_those_before_them() -> None:
+    scheduler = learnt()
+    for number in range(4):
+        scheduler.admit(a_job(payload=number), 0.0)
+    assert scheduler.predicted_wait(0.0) == pytest.approx(3.0)
 
 
 def test_the_predicted_wait_knows_of_the_pixel_limit() -> None:
     scheduler = learnt(POLICY, LARGE)  # two a batch
-    submitted(scheduler, *[LARGE] * 4)
+    waiting(scheduler, *[LARGE] * 4)
     assert scheduler.predicted_wait(0.0) == pytest.approx(2 * (1.0 + 0.5 * 2))
 
 
-def test_an_unknown_lane_makes_the_wait_unknown() -> None:
+def test_a_model_that_never_ran_makes_the_wait_unknown() -> None:
     scheduler = learnt()
-    assert scheduler.predicted_wait(0.0, LARGE) is None
-    submitted(scheduler, LARGE)
-    assert scheduler.predicted_wait(0.0, SMALL) is None
-    batch = next_batch(scheduler)
-    assert scheduler.predicted_wait(0.0, SMALL) is None
-    scheduler.completed(batch, None, 0.0)
-    assert scheduler.predicted_wait(0.0, SMALL) == pytest.approx(1.5)
+    waiting(scheduler, LARGE)
+    assert scheduler.predicted_wait(0.0) is None
+    batch = started(scheduler)
+    assert scheduler.predicted_wait(0.0) is None
+    scheduler.completed(batch, 1, None, 0.0)
+    assert scheduler.predicted_wait(0.0) == 0.0
 
 
 def test_failed_batches_teach_nothing() -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
     for _ in range(20):
-        submitted(scheduler, SMALL)
-        scheduler.completed(next_batch(scheduler), None, 0.0)
-    assert scheduler.predicted_wait(0.0, SMALL) is None
+        waiting(scheduler, SMALL)
+        scheduler.completed(started(scheduler), 1, None, 0.0)
+    waiting(scheduler, SMALL)
+    assert scheduler.predicted_wait(0.0) is None
+
+
+def test_an_answer_is_compared_with_its_prediction_once() -> None:
+    scheduler = learnt()
+    (job,) = waiting(scheduler, SMALL)
+    assert job.predicted == pytest.approx(1.5)
+    scheduler.completed(started(scheduler), 1, 1.5, 3.0)
+    assert scheduler.answered(job, 3.0) == pytest.approx(2.0)
+    assert scheduler.answered(job, 3.0) is None
 
 
 # --- admission
@@ -328,34 +474,47 @@ def test_failed_batches_teach_nothing() -> None:
 
 def test_a_deadline_out_of_reach_is_refused_with_the_time_to_come_back() -> None:
     scheduler = learnt()
-    submitted(scheduler, *[SMALL] * 3)
+    waiting(scheduler, *[SMALL] * 3)
     with pytest.raises(DeadlineUnreachable) as caught:
-        scheduler.submit(a_job(deadline=12.0), 10.0)
+        scheduler.admit(a_job(deadline=12.0, caller="x"), 10.0)
     assert caught.value.limit == pytest.approx(2.0)
     assert caught.value.actual == pytest.approx(3.0)
-    assert caught.value.retry_after == pytest.approx(1.0)
+    assert caught.value.retry_after == pytest.approx(1.0, rel=0.05)
     assert len(scheduler) == 3
-    scheduler.submit(a_job(deadline=13.001), 10.0)
+    scheduler.admit(a_job(deadline=13.001, caller="y"), 10.0)
 
 
 def test_what_runs_counts_at_the_door() -> None:
     scheduler = learnt()
-    submitted(scheduler, *[SMALL] * 4)
-    next_batch(scheduler, 0.0)
+    waiting(scheduler, *[SMALL] * 4)
+    started(scheduler)
     with pytest.raises(DeadlineUnreachable):
-        scheduler.submit(a_job(deadline=4.4), 0.0)
-    scheduler.submit(a_job(deadline=4.6), 0.0)
+        scheduler.admit(a_job(deadline=4.4, caller="x"), 0.0)
+    scheduler.admit(a_job(deadline=4.6, caller="y"), 0.0)
+
+
+def test_jobs_that_were_late_make_the_door_narrower() -> None:
+    scheduler = learnt()
+    for _ in range(20):
+        jobs = waiting(scheduler, SMALL, deadline=10.0)
+        batch = started(scheduler)
+        assert scheduler.expire(10.0) == jobs
+        scheduler.completed(batch, 1, 1.5, 0.0)
+    waiting(scheduler, *[SMALL] * 3)
+    with pytest.raises(DeadlineUnreachable):
+        scheduler.admit(a_job(deadline=5.0), 0.0)
+    scheduler.admit(a_job(deadline=12.0), 0.0)
 
 
 def test_an_idle_server_takes_a_job_however_short_its_deadline() -> None:
     scheduler = learnt()
-    scheduler.submit(a_job(deadline=0.001), 0.0)
-    assert len(next_batch(scheduler).jobs) == 1
+    waiting(scheduler, SMALL, deadline=0.001)
+    assert len(started(scheduler).jobs) == 1
 
 
 def test_nothing_is_refused_for_its_deadline_before_its_cost_is_known() -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)
-    submitted(scheduler, *[SMALL] * 20, deadline=0.001)
+    waiting(scheduler, *[SMALL] * 20, deadline=0.001)
     assert len(scheduler) == 20
 
 
@@ -364,50 +523,97 @@ def test_nothing_is_refused_for_its_deadline_before_its_cost_is_known() -> None:
 )
 def test_a_full_queue_refuses(nbytes: int, count: int, limit: int, actual: int) -> None:
     scheduler: Scheduler[int] = Scheduler(POLICY)
-    for _ in range(count):
-        scheduler.submit(a_job(nbytes=nbytes), 0.0)
-    with pytest.raises(QueueFull) as caught:
-        scheduler.submit(a_job(nbytes=nbytes), 0.0)
-    assert (caught.value.limit, caught.value.actual) == (limit, actual)
-    assert caught.value.retry_after is not None
+    waiting(scheduler, *[SMALL] * count, nbytes=nbytes)
+    refused = refusal(scheduler, a_job(nbytes=nbytes, caller="x"))
+    assert isinstance(refused, QueueFull)
+    assert (refused.limit, refused.actual) == (limit, actual)
+    assert refused.retry_after is not None
     assert len(scheduler) == count
 
 
 def test_a_full_queue_says_when_the_next_batch_makes_room() -> None:
     scheduler = learnt(Policy(4, 10_000, 4, 1_000_000))
-    submitted(scheduler, *[SMALL] * 4)
-    next_batch(scheduler, 0.0)
-    submitted(scheduler, *[SMALL] * 4, now=1.0)
-    with pytest.raises(QueueFull) as caught:
-        scheduler.submit(a_job(), 1.0)
-    assert caught.value.retry_after == pytest.approx(2.0)
+    waiting(scheduler, *[SMALL] * 4)
+    started(scheduler)
+    waiting(scheduler, *[SMALL] * 4, now=1.0)
+    assert refusal(scheduler, a_job(caller="x"), 1.0).retry_after == pytest.approx(2.0, rel=0.05)
 
 
 def test_an_empty_queue_takes_one_job_of_any_size() -> None:
     scheduler: Scheduler[int] = Scheduler(POLICY)
-    scheduler.submit(a_job(nbytes=POLICY.max_queue_bytes + 1), 0.0)
-    with pytest.raises(QueueFull):
-        scheduler.submit(a_job(nbytes=1), 0.0)
+    waiting(scheduler, SMALL, nbytes=POLICY.max_queue_bytes + 1)
+    assert isinstance(refusal(scheduler, a_job(nbytes=1)), QueueFull)
 
 
-def test_the_door_can_be_tried_before_there_is_a_job() -> None:
+def test_to_try_the_door_takes_no_place() -> None:
     scheduler: Scheduler[int] = Scheduler(POLICY)
-    scheduler.check_room(POLICY.max_queue_bytes + 1, 0.0)
-    scheduler.submit(a_job(nbytes=400), 0.0)
-    scheduler.check_room(600, 0.0)
-    with pytest.raises(QueueFull) as caught:
-        scheduler.check_room(601, 0.0)
-    assert (caught.value.limit, caught.value.actual) == (1000, 1001)
-    submitted(scheduler, *[SMALL] * 6)
-    assert len(scheduler) == 7, "to try the door takes no place"
-    scheduler.submit(a_job(nbytes=0), 0.0)
-    with pytest.raises(QueueFull) as caught:
-        scheduler.check_room(0, 0.0)
-    assert (caught.value.limit, caught.value.actual) == (8, 9)
+    for _ in range(20):
+        scheduler.check(a_job(), 0.0)
+    assert len(scheduler) == 0
 
 
-def test_a_job_remembers_when_it_came() -> None:
-    scheduler = learnt()
-    job: Job[Any] = a_job()
-    scheduler.submit(job, 7.0)
-    assert job.submitted == 7.0
+def test_a_decoded_image_larger_than_thought_can_lose_its_place() -> None:
+    scheduler: Scheduler[int] = Scheduler(POLICY)
+    waiting(scheduler, *[SMALL] * 4)
+    job = a_job(nbytes=100, payload=9)
+    scheduler.admit(job, 0.0)
+    with pytest.raises(QueueFull, match="1001 bytes"):
+        scheduler.submit(job, SMALL, 601, 0.0)
+    assert len(scheduler) == 4
+    assert not scheduler.cancel(job)
+
+
+# --- promises
+
+
+def crowded(policy: Policy = ROOMY) -> Scheduler[int]:
+    """A scheduler that does one image in 0.625 s, full of jobs that take ten seconds, with one batch on the device."""
+    scheduler = learnt(policy, fixed=1.0, each=0.375)
+    waiting(scheduler, *[SMALL] * 4, deadline=NEVER)
+    started(scheduler)
+    waiting(scheduler, *[SMALL] * 12, deadline=NEVER)
+    return scheduler
+
+
+def test_each_of_a_crowd_is_told_a_time_of_its_own() -> None:
+    scheduler = crowded()
+    told = [refusal(scheduler, a_job(deadline=8.0, caller=str(number))).retry_after for number in range(20)]
+    assert told == sorted(told, key=lambda seconds: seconds or 0.0)
+    steps = [(later or 0.0) - (earlier or 0.0) for earlier, later in zip(told[1:], told[2:], strict=False)]
+    assert steps == [pytest.approx(0.625, rel=0.05)] * 18
+
+
+def test_who_was_promised_a_place_is_let_in_before_others() -> None:
+    scheduler = crowded()
+    wait = refusal(scheduler, a_job(deadline=8.0, caller="early")).retry_after or 0.0
+    scheduler.completed(scheduler.running[0], 4, 2.5, 2.5)
+    batch = started(scheduler, 2.5)
+    assert batch.jobs
+    # A batch on the device, three waiting and its own of one image, less the 8 s that it would wait: 3.375 s.
+    assert wait == pytest.approx(3.375, rel=0.05)
+    for caller in ("late", "later"):
+        refusal(scheduler, a_job(deadline=wait + 8.0, caller=caller), wait)
+    scheduler.admit(a_job(deadline=wait + 8.0, caller="early"), wait)
+    assert scheduler.retry_ratios() == [pytest.approx(1.0, abs=0.1)]
+
+
+def test_a_crowd_that_never_comes_back_keeps_nobody_out() -> None:
+    scheduler = crowded()
+    for number in range(200):
+        refusal(scheduler, a_job(deadline=8.0, caller=str(number)))
+    while scheduler.running:
+        scheduler.completed(scheduler.running[0], 4, 2.5, 10.0)
+        scheduler.next_batch(10.0)
+    assert len(scheduler) == 0
+    for number in range(4):
+        scheduler.admit(a_job(deadline=18.0, caller=f"new {number}"), 10.0)
+    assert len(scheduler) == 4
+
+
+def test_the_promised_places_never_make_the_queue_longer() -> None:
+    scheduler = crowded(Policy(4, 10_000, 12, 1_000_000))
+    wait = refusal(scheduler, a_job(caller="early")).retry_after or 0.0
+    assert len(scheduler) == 12
+    refused = refusal(scheduler, a_job(caller="early"), wait)
+    assert isinstance(refused, QueueFull)
+    assert refused.actual == 13
