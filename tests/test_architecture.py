@@ -63,7 +63,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {
-    "app/engine/threads.py": "what tests/app/engine/test_engine.py and test_engine_faults.py drive all their batches through",
+    "app/engine/threads.py": "all batches of tests/app/engine/test_engine.py and test_engine_faults.py go through it",
     "app/engine/waiting.py": "callers alone; who is answered, and how, is in tests/app/engine/test_engine.py",
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
     "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",

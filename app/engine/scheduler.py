@@ -187,9 +187,9 @@ class Scheduler(Generic[Payload]):
         Returns:
             the seconds it took divided by those predicted, or None if none were
         """
-        predicted, job.predicted = job.predicted, None
-        if predicted is None:
+        if (predicted := job.predicted) is None:
             return None
+        job.predicted = None
         self._surprise.learn(now - job.admitted - predicted)
         return (now - job.admitted) / max(predicted, 1e-3)
 
@@ -199,8 +199,7 @@ class Scheduler(Generic[Payload]):
 
     def predicted_wait(self, now: float) -> float | None:
         """Seconds until all that are here now are done; None as long as too little is known."""
-        total = self._work(None, now)
-        return None if total is None else total[0] / self.policy.slots
+        return None if (work := self._work(None, now)) is None else work[0] / self.policy.slots
 
     def _kept_free(self, job: Job[Any], now: float) -> tuple[float, float]:
         """How many places are kept for others who were promised one, and the share of all room that is left spare."""
@@ -241,8 +240,7 @@ class Scheduler(Generic[Payload]):
             yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=late)
 
     def _seconds_until_done(self, job: Job[Any], now: float) -> float | None:
-        work = self._work(job, now)
-        if work is None:
+        if (work := self._work(job, now)) is None:
             return None
         total, last = work
         return (total - last) / self.policy.slots + last

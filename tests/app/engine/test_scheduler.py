@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -579,7 +579,7 @@ def test_each_of_a_crowd_is_told_a_time_of_its_own() -> None:
     scheduler = crowded()
     told = [refusal(scheduler, a_job(deadline=8.0, caller=str(number))).retry_after for number in range(20)]
     assert told == sorted(told, key=lambda seconds: seconds or 0.0)
-    steps = [(later or 0.0) - (earlier or 0.0) for earlier, later in zip(told[1:], told[2:], strict=False)]
+    steps = [(later or 0.0) - (earlier or 0.0) for earlier, later in pairwise(told[1:])]
     assert steps == [pytest.approx(0.625, rel=0.05)] * 18
 
 
