@@ -22,7 +22,7 @@ class Promise:
         made, seconds: when it was first refused, and how long it was told to wait then
         due: when it was last told to come back
         called: its turn has come
-        returned: so has it, at least once
+        returned: it came when told, in vain
     """
 
     caller: str
@@ -47,6 +47,7 @@ class Promises:
         self._line: list[Promise] = []  # by the time they are due
         self._of_caller: dict[str, Promise] = {}
         self._came: list[float] = []  # when those were due who came
+        self._again = 0  # of those in the line: came in vain, and will come again
         self._kept = 0.0
         self._ended = 0.0
         self._lateness = Surprise(mean=0.5, deviation=0.25)  # as `Retry-After` makes it
@@ -82,7 +83,7 @@ class Promises:
         Returns:
             seconds that the caller is to be told
         """
-        now, due = promise.made, promise.made + (1 + self.PAD) * wait
+        now, due = promise.made, promise.made + max(self.ROUNDING, (1 + self.PAD) * wait)
         held = self._of_caller.get(promise.caller)
         if held is None:
             promise.due, promise.seconds = due, due - now
@@ -91,9 +92,12 @@ class Promises:
                 insort(self._line, promise, key=_due)
             return promise.seconds
         if self.is_due(held.caller, now):  # the line is slower than was thought
-            self._note_return(held, now)
+            if not held.returned:
+                self._note_return(held, now)
+                held.returned = True
+                self._again += 1
             del self._line[self._index(held)]
-            held.due = due + seconds_each
+            held.due = due + self._again * seconds_each
             insort(self._line, held, key=_due)
         return held.due - now
 
@@ -101,7 +105,8 @@ class Promises:
         """A caller was let in, for whatever reason."""
         promise = self._of_caller.get(caller)
         if promise is not None:
-            self._note_return(promise, now)
+            if not promise.returned:
+                self._note_return(promise, now)
             self._end(promise, now)
 
     def lapse(self, now: float) -> None:
@@ -136,14 +141,13 @@ class Promises:
         return index
 
     def _note_return(self, promise: Promise, now: float) -> None:
-        if not promise.returned:
-            promise.returned = True
-            self._lateness.learn(max(0.0, now - promise.due))
-            insort(self._came, promise.due)
+        self._lateness.learn(max(0.0, now - promise.due))
+        insort(self._came, promise.due)
 
     def _end(self, promise: Promise, now: float) -> None:
         if not promise.called:
             self.call(promise, now)
+        self._again -= promise.returned
         del self._line[self._index(promise)]
         del self._of_caller[promise.caller]
 

@@ -78,14 +78,15 @@ class Scheduler(Generic[Payload]):
             DeadlineUnreachable: it would be done beyond its deadline
         """
         self._call(now)
-        # The device is not kept waiting for those who may come.
+        refusal = self._refusal(job, self._kept_free(job, now), now)
         enough = 2 * self.policy.slots * self.policy.max_batch_size * max(1, len(self._lanes))
-        few = self._size < min(enough, self.policy.max_queue_size // 2)
-        refusal = self._refusal(job, (0.0, 0.0) if few else self._kept_free(job, now), now)
+        # The device is not kept waiting for those who may come.
+        if refusal and self._size < min(enough, self.policy.max_queue_size // 2):
+            refusal = self._refusal(job, (0.0, 0.0), now) and refusal
         if refusal is not None:
             promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now)
-            wait = refusal.retry_after or 0.0
-            refusal.retry_after = self._promises.make(promise, wait, self._seconds_each(job.model))
+            each = self._seconds_each(job.model)
+            refusal.retry_after = self._promises.make(promise, refusal.retry_after or 0.0, each)
             raise refusal
 
     def admit(self, job: Job[Payload], now: float) -> None:
@@ -276,8 +277,7 @@ class Scheduler(Generic[Payload]):
     def _seconds_each(self, model: str) -> float:
         """From one place that comes free to the next."""
         lane = self._costs.typical(model)
-        limit = self._limits.of(lane)
-        return (self._costs.of_batch(lane, limit) or 0.0) / limit / self.policy.slots
+        return (self._costs.of_batch(lane, limit := self._limits.of(lane)) or 0.0) / limit / self.policy.slots
 
     def _seconds_to_next_place(self, now: float) -> float:
         # Places come free when the next batch is taken, which is when a running one ends.

@@ -27,6 +27,10 @@ def test_a_caller_is_told_a_little_more_than_it_should_take() -> None:
     assert not promises.is_due("y", 99.0)
 
 
+def test_nobody_is_told_to_come_back_at_once() -> None:
+    assert told(Promises(), "x", 10.0, 0.0) > 0
+
+
 def test_who_comes_early_is_told_the_same_moment_again() -> None:
     promises = Promises()
     seconds = told(promises, "x", 0.0, 4.0)
@@ -40,6 +44,16 @@ def test_who_comes_on_time_in_vain_is_told_one_place_more() -> None:
     now = told(promises, "x", 0.0, 4.0)
     assert told(promises, "x", now, 1.0) == pytest.approx((1 + Promises.PAD) * 1.0 + EACH)
     assert len(promises) == 1
+
+
+def test_those_who_came_in_vain_do_not_all_come_again_at_once() -> None:
+    promises = Promises()
+    for number in range(3):
+        told(promises, str(number), 0.0, 1.0)
+    waits = [told(promises, str(number), 2.0, 0.01) for number in range(3)]
+    assert waits == [pytest.approx(0.01 + EACH * place, abs=0.001) for place in (1, 2, 3)]
+    promises.keep("1", 2.2)
+    assert told(promises, "0", 2.2, 0.01) == pytest.approx(0.01 + EACH * 2, abs=0.001)
 
 
 def test_those_who_came_later_stand_behind() -> None:
@@ -113,6 +127,15 @@ def test_a_place_is_kept_for_so_long() -> None:
     assert len(promises) == 0
 
 
+def test_who_came_once_in_vain_is_not_counted_among_those_who_never_come() -> None:
+    promises = Promises()
+    due = told(promises, "x", 0.0, 1.0)
+    due += told(promises, "x", due, 1.0)
+    promises.lapse(due + Promises.GRACE + 0.01)
+    assert len(promises) == 0
+    assert promises.share_kept == 1.0
+
+
 def test_turns_come_in_order_and_are_compared_with_what_was_told() -> None:
     promises = Promises()
     first, second = told(promises, "x", 0.0, 2.0), told(promises, "y", 0.0, 3.0)
@@ -142,7 +165,7 @@ def test_the_line_has_an_end_but_everyone_is_told_something(monkeypatch: pytest.
 
 # --- simulated: three times as many callers as the device can serve
 
-SECONDS, WARM = 24.0, 6.0
+SECONDS, WARM = 20.0, 6.0
 ONE_BY_ONE = Device(0.0, 0.060, noise=0.05)
 BATCHED = Device(0.020, 0.0025, noise=0.05)
 CASES = {
