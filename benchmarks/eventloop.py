@@ -35,9 +35,12 @@ def time_callbacks(seconds: list[tuple[float, float, str]]) -> None:
     run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # type: ignore[attr-defined]
 
     def timed(handle: asyncio.Handle) -> None:
+        callback = getattr(handle, "_callback", None)  # forgotten by a handle that is cancelled meanwhile
         wall, cpu = time.perf_counter(), time.thread_time()
         run(handle)
-        seconds.append((time.thread_time() - cpu, time.perf_counter() - wall, repr(handle)[:200]))
+        taken = time.thread_time() - cpu, time.perf_counter() - wall
+        # Its own text would spell out whole replies, which takes longer than what is measured.
+        seconds.append((*taken, getattr(callback, "__qualname__", type(callback).__name__)))
 
     asyncio.Handle._run = timed  # type: ignore[attr-defined]
 

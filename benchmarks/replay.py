@@ -15,7 +15,7 @@ import json
 import math
 import random
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -265,7 +265,16 @@ def poisson(
 
 
 def read(path: Path) -> list[Request]:
-    return [Request(**json.loads(line)) for line in path.read_text().splitlines()]
+    """The lines of a trace, of which the server's log at level debug has one for each image.
+
+    One that was refused at the door was never decoded: it gets the size that most others have.
+    """
+    lines = [json.loads(line[line.index("{") :]) for line in path.read_text().splitlines() if '{"at": ' in line]
+    known = Counter((line["height"], line["width"]) for line in lines if line["height"] is not None)
+    for line in lines:
+        if line["height"] is None and known:
+            line["height"], line["width"] = known.most_common(1)[0][0]
+    return [Request(**line) for line in lines if line["height"] is not None]
 
 
 def write(path: Path, requests: Iterable[Request]) -> None:

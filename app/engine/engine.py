@@ -120,7 +120,7 @@ class Engine:
             self._scheduler.check(job, now)
         except Overloaded as exc:
             self._count(model, exc)
-            _trace(job, now)
+            _trace(job, nbytes, now)
             raise
 
     @contextmanager
@@ -151,7 +151,7 @@ class Engine:
             timer.cancel()
             self._scheduler.cancel(job)
             job.payload.leave()
-            _trace(job, now)
+            _trace(job, nbytes, now)
 
     async def segment(self, job: Job[Waiting], image: Image) -> Segmentation:
         """Segment the image of a job that was let in.
@@ -279,12 +279,12 @@ class Engine:
             self._metrics.rejected(model, error.code)
 
 
-def _trace(job: Job[Any], came: float) -> None:
+def _trace(job: Job[Any], nbytes: int, came: float) -> None:
     """A line for `benchmarks.replay`; one that was refused before it was decoded has no size."""
     if log.isEnabledFor(logging.DEBUG):
         height, width = (None, None) if job.lane is None else job.lane.input_size
         line = {"at": came, "model": job.model, "height": height, "width": width, "deadline": job.deadline - came}
-        line |= {"nbytes": job.nbytes, "decode": max(0.0, job.submitted - came)}
+        line |= {"nbytes": nbytes, "decode": max(0.0, job.submitted - came)}
         log.debug("trace %s", json.dumps(line))
 
 

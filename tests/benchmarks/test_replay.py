@@ -28,6 +28,14 @@ def requests(*moments: float, width: int = 10, deadline: float = 100.0, decode: 
     return [Request(moment, "a", 10, width, deadline, 100, decode) for moment in moments]
 
 
+def test_a_log_is_read_as_it_is(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    line = '{"at": %s, "model": "a", "height": %s, "width": %s, "deadline": 3, "nbytes": 4, "decode": 0.5}'
+    lines = ["starts", "now DEBUG trace " + line % (1, 10, 20), "now DEBUG trace " + line % (2, "null", "null")]
+    log.write_text("\n".join(lines))
+    assert read(log) == [Request(1, "a", 10, 20, 3, 4, 0.5), Request(2, "a", 10, 20, 3, 4, 0.5)]
+
+
 def test_images_are_batched_while_the_device_is_busy() -> None:
     outcome = Simulation(POLICY, DEVICE).run(requests(0.0, 0.1, 0.2, 0.3))
     assert outcome.sizes == [1, 2, 1]
