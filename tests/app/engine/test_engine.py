@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 
@@ -525,3 +526,29 @@ async def test_stop_while_loading_is_quick(engine: Engine, device: FakeDevice) -
 
 async def test_stop_without_start(engine: Engine) -> None:
     await asyncio.wait_for(engine.stop(LONG), 10)
+
+
+# --- traces
+
+
+async def test_the_log_holds_a_trace_of_the_traffic(
+    engine: Engine, device: FakeDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "app.engine.engine")
+    await started(engine)
+    device.shut()
+    callers = await asked(engine, range(1, 2 + 4 + POLICY.max_queue_size))  # one runs, four are staged
+    with pytest.raises(QueueFull):
+        engine.check_room("tiny", "late", 77, time.monotonic() + LONG)
+    device.gate.set()
+    await replies(callers)
+    lines = [
+        json.loads(record.message.removeprefix("trace ")) for record in caplog.records if "trace" in record.message
+    ]
+    refused = [line for line in lines if line["height"] is None]
+    assert [(line["nbytes"], line["width"], line["decode"]) for line in refused] == [(77, None, 0.0)]
+    done = [line for line in lines if line["height"] is not None]
+    assert {(line["model"], line["height"], line["width"], line["nbytes"]) for line in done} == {
+        ("tiny", 32, 48, NBYTES)
+    }
+    assert all(line["deadline"] == pytest.approx(LONG, abs=1) for line in lines)
