@@ -35,10 +35,17 @@ OPENAPI_BODY = {
 }
 
 
-def announced_bytes(request: Request) -> int:
-    """The length of the body as its header has it, or 0."""
+def announced_bytes(request: Request, max_bytes: int) -> int:
+    """The length of the body as its header has it, or 0.
+
+    Raises:
+        TooLarge: more than `max_bytes`
+    """
     length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+    announced = int(length) if length.isdecimal() else 0
+    if announced > max_bytes:
+        raise _too_large(announced, max_bytes)
+    return announced
 
 
 async def read_image(request: Request, max_bytes: int) -> bytes:
@@ -49,8 +56,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
         TooLarge: more than `max_bytes`, by its announcement or by count
         UnsupportedImage: a content type that we don't read
     """
-    if announced_bytes(request) > max_bytes:
-        raise _too_large(announced_bytes(request), max_bytes)
+    announced_bytes(request, max_bytes)
     limited = Request(request.scope, _limited(request, max_bytes))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM_TYPE:

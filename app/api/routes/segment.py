@@ -58,14 +58,16 @@ async def segment(
     deadline = time.monotonic() + allowed
     wanted, media_type = choose_format(query.format, accept)
     model = services.engine.spec(query.model or settings.default_model).name
-    services.engine.check_room(model, caller, announced_bytes(request), deadline)
+    # Too large comes before too busy: no later time would help.
+    announced = announced_bytes(request, settings.max_body_bytes)
+    services.engine.check_room(model, caller, announced, deadline)
     timings = Timings()
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, deadline)
-        job = Upload(body, model, caller, deadline, query.attention)
+        upload = Upload(body, model, caller, deadline, query.attention)
         render = partial(_render, wanted=wanted, media_type=media_type, alpha=query.alpha)
-        record, content = await while_connected(request, _run(services, job, timings, render))
+        record, content = await while_connected(request, _run(services, upload, timings, render))
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     services.metrics.stages(model, timings)

@@ -32,7 +32,7 @@ def part(name: str, body: bytes, filename: str = "a.png") -> bytes:
 
 @pytest.mark.parametrize(("length", "expected"), [("", 0), ("0", 0), ("12", 12), ("-1", 0), ("1.5", 0), ("x", 0)])
 def test_announced(length: str, expected: int) -> None:
-    assert announced_bytes(request_of(b"", content_length=length)) == expected
+    assert announced_bytes(request_of(b"", content_length=length), 100) == expected
 
 
 @pytest.mark.parametrize("content_type", ["", *RAW_TYPES, "IMAGE/PNG", "image/png ; a=b", "image/jpg", "image/svg+xml"])

@@ -106,9 +106,11 @@ async def test_a_full_queue(
             accepted += post(2)
             await until(lambda: services.engine.queue_size == 2)
             refused = await client.post("/segment", content=unread())
+            hopeless = await client.post("/segment", content=unread(), headers={"content-length": str(1 << 40)})
         finally:
             device.gate.set()
         assert_problem(refused, 429, "queue-full", limit=2, actual=3)
+        assert_problem(hopeless, 413, "too-large", limit=services.settings.max_body_bytes, actual=1 << 40)
         assert int(refused.headers["retry-after"]) >= refused.json()["retry_after"] > 0
         assert [reply.status_code for reply in await asyncio.gather(*accepted)] == [200] * 5
 
