@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.memory import reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
@@ -74,6 +75,8 @@ class Worker:
             DeviceError: there is no such device
         """
         self.device = find_device(device)
+        if self.device.type == "cpu":
+            reuse_heap()
         self._threads = threads
         self._models: dict[str, Resident] = {}
         self._staging = Staging(self.device)
