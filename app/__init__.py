@@ -1,3 +1,3 @@
 """SegLens: segmentation over HTTP, with its attention."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
