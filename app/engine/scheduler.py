@@ -133,7 +133,7 @@ class Scheduler(Generic[Payload]):
         if len(self._running) == self.policy.slots and len(waiting) < limit:
             return None
         size = min(len(waiting), limit)
-        reason: Reason = "idle" if size == len(waiting) else "full" if size == self.policy.max_batch_size else "pixels"
+        reason: Reason = "full" if size == self.policy.max_batch_size else "idle" if size == len(waiting) else "pixels"
         batch = Batch(lane, [waiting[index] for index in range(size)], reason, now)
         for job in batch.jobs:
             self.cancel(job)

@@ -144,8 +144,8 @@ class Traffic:
         assert size <= self.policy.max_batch_size
         assert size * batch.lane.pixels <= self.policy.max_batch_pixels or size == 1
         assert size <= self.fits.get(batch.lane, size), "the lane has run out of memory"
-        assert (batch.reason == "idle") == (not more)
-        assert batch.reason != "full" or size == self.policy.max_batch_size
+        assert (batch.reason == "full") == (size == self.policy.max_batch_size)
+        assert (batch.reason == "pixels") == (more and size < self.policy.max_batch_size)
         if len(self.running) == slots:
             assert size == min(self.fits.get(batch.lane, 99), 4, max(1, 500 // batch.lane.pixels)), "might yet grow"
         for job in batch.jobs:
