@@ -13,6 +13,10 @@
     + DeadlineUnreachable the predicted wait is longer than the time allowed
   x InferenceFailed     the model raised on this image
   x NotReady            still loading, or shutting down
+    + ModelNotLoaded      the model is known, but not on the device
+  x LoadFailed          a model could not be loaded
+  x Unauthorized        not the admin key
+  x AdminDisabled       no admin key is set, so nobody has it
   x DeadlineExceeded    not done in the time allowed
   x OutOfMemory         the image does not fit the device, even alone
 """
@@ -97,6 +101,22 @@ class InferenceFailed(ServiceError):
 
 class NotReady(ServiceError):
     code = "not-ready"
+
+
+class ModelNotLoaded(NotReady):
+    code = "model-not-loaded"
+
+
+class LoadFailed(ServiceError):
+    code = "load-failed"
+
+
+class Unauthorized(ServiceError):
+    code = "unauthorized"
+
+
+class AdminDisabled(ServiceError):
+    code = "admin-disabled"
 
 
 class DeadlineExceeded(ServiceError):

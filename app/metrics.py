@@ -132,9 +132,14 @@ class Metrics:
 
     def model(self, name: str, dataset: str, classes: int, device: str) -> None:
         """A model is ready: its series start at zero, so that a first event already makes a rate."""
+        self._models.remove_by_labels({"model": name})
         self._models.labels(name, dataset, str(classes), device).set(1)
         for outcome in ("ok", "rejected", "expired", "cancelled", "error"):
             self._images.labels(name, outcome)
+
+    def model_gone(self, name: str) -> None:
+        """A model is served no more; what it has done stays counted."""
+        self._models.remove_by_labels({"model": name})
 
     def build(self, version: str, torch: str) -> None:
         self._build.labels(version, platform.python_version(), torch).set(1)

@@ -40,16 +40,19 @@ class Emulated:
     def enter(self) -> None:
         pass
 
-    def load(self, spec: ModelSpec) -> None:
+    def load(self, spec: ModelSpec, key: str) -> None:
         pass
 
-    def warm_up(self, model: str) -> None:
+    def warm_up(self, key: str) -> None:
+        pass
+
+    def unload(self, key: str) -> None:
         pass
 
     def stage(self, images: Sequence[Image]) -> Staged:
         return Staged(tuple(images), torch.stack([image.pixels for image in images]))
 
-    def run(self, model: str, staged: Staged) -> Ran:
+    def run(self, key: str, staged: Staged) -> Ran:
         timings = Timings()
         with timings.stage("forward"):
             if any(self._cost):  # the peers' null workload does not even ask for the device

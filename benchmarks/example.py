@@ -29,7 +29,7 @@ RESULT = Path(__file__).parent / "results" / "example.jpg"
 def segment(image: NDArray[np.uint8]) -> Record:
     spec, upload = get_spec(MODEL), encode_rgb(image)
     worker = Worker("auto", 0)
-    worker.load(spec)
+    worker.load(spec, spec.name)
     prepared = prepare(upload, image.size, spec.preprocessing, wants_traces=True)
     (segmentation,) = worker.run(MODEL, worker.stage([prepared])).outcomes
     assert isinstance(segmentation, Segmentation)

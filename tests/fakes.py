@@ -24,6 +24,8 @@ class FakeDevice:
     """Answers with the image's first value, as id of every pixel; holds loads and passes while its gate is shut.
 
     Attributes:
+        resident, warmed: keys of the models on it, and of those warmed up
+        ran: each value with the key of what it was run by
         staged, batches: values of the images of each batch, as it was staged and as it was run
         entered: set whenever a load or a pass meets the gate
         error: raised in place of results
@@ -37,6 +39,9 @@ class FakeDevice:
         self.device = torch.device("cpu")
         self.slots = slots
         self.best_batch_size = best_batch_size
+        self.resident: set[str] = set()
+        self.warmed: list[str] = []
+        self.ran: set[tuple[int, str]] = set()
         self.staged: list[list[int]] = []
         self.batches: list[list[int]] = []
         self.entered = threading.Event()
@@ -53,18 +58,23 @@ class FakeDevice:
         if self.enters < 0:
             raise RuntimeError("this thread cannot reach the device")
 
-    def load(self, spec: ModelSpec) -> None:
+    def load(self, spec: ModelSpec, key: str) -> None:
         self._meet_the_gate()
+        self.resident.add(key)
 
-    def warm_up(self, model: str) -> None:
-        pass
+    def warm_up(self, key: str) -> None:
+        self.warmed.append(key)
+
+    def unload(self, key: str) -> None:
+        self.resident.remove(key)
 
     def stage(self, images: Sequence[Image]) -> Staged:
         self.staged.append(_values(images))
         return Staged(tuple(images))
 
-    def run(self, model: str, staged: Staged) -> Ran:
+    def run(self, key: str, staged: Staged) -> Ran:
         self.batches.append(_values(staged.images))
+        self.ran |= {(value, key) for value in _values(staged.images)}
         self._meet_the_gate()
         time.sleep(self.seconds_each * sum(image.pixels[..., 0].numel() for image in staged.images))
         timings = Timings({"forward": 0.01}, {"stem": 0.01})

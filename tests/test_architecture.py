@@ -63,6 +63,9 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {
+    "app/engine/accounts.py": "numbers of what the engine does, read in tests/app/engine/test_engine.py",
+    "app/engine/changes.py": "every load and unload of tests/app/engine/test_residents.py goes through it",
+    "app/engine/loaded.py": "who holds a model, and when it goes, is in tests/app/engine/test_residents.py",
     "app/engine/threads.py": "all batches of tests/app/engine/test_engine.py and test_engine_faults.py go through it",
     "app/engine/waiting.py": "callers alone; who is answered, and how, is in tests/app/engine/test_engine.py",
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",

@@ -22,23 +22,29 @@ MEDIA_TYPE = "application/problem+json"
 
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedBody: 400,
+    errors.Unauthorized: 401,
+    errors.AdminDisabled: 403,
     errors.UnknownModel: 404,
     errors.ResultExpired: 404,
     errors.NotAcceptable: 406,
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
     errors.InvalidParameter: 422,
+    errors.LoadFailed: 422,
     errors.QueueFull: 429,
     errors.DeadlineUnreachable: 429,
     errors.InferenceFailed: 500,
     errors.ServiceError: 500,
     errors.NotReady: 503,
+    errors.ModelNotLoaded: 503,
     errors.DeadlineExceeded: 504,
     errors.OutOfMemory: 507,
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 TITLES = {
     400: "Malformed body",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
     406: "Not acceptable",
@@ -78,6 +84,8 @@ def to_response(error: ServiceError, request_id: str) -> Response:
     numbers = {"limit": error.limit, "actual": error.actual, "retry_after": error.retry_after}
     # An integer is the only form of Retry-After that all clients read.
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return problem_response(error.code, status, error.detail, request_id, numbers, headers)
 
 

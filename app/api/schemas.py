@@ -108,7 +108,8 @@ class ModelInfo(BaseModel):
     name: str
     title: str
     default: bool
-    state: str
+    state: str = Field(description="available, loading, ready or failed; a model that serves is ready.")
+    reason: str | None = Field(description="Why the last load failed.")
     device: str
     dataset: str
     miou: float = Field(description="Percent, on the data set's test split.")

@@ -70,16 +70,28 @@ class Device(Protocol):
     def enter(self) -> None:
         """Prepare the calling thread, which may then call the rest."""
 
-    def load(self, spec: ModelSpec) -> None:
-        """Put a model on the device."""
+    def load(self, spec: ModelSpec, key: str) -> None:
+        """Put a model on the device, under a key by which the rest knows it.
 
-    def warm_up(self, model: str) -> None:
-        """Run a model, so that no request pays for the first pass."""
+        Raises:
+            ModelError: its file is not what it should be
+            OutOfMemory: there is no room for it
+        """
+
+    def warm_up(self, key: str) -> None:
+        """Run a model, so that no request pays for the first pass.
+
+        Raises:
+            OutOfMemory, InferenceFailed: it can't run
+        """
+
+    def unload(self, key: str) -> None:
+        """Take a model that nobody runs any more from the device, and give its memory back to the system."""
 
     def stage(self, images: Sequence[Image]) -> Staged:
         """Bring images of one input size to the device, while another batch may be running."""
 
-    def run(self, model: str, staged: Staged) -> Ran:
+    def run(self, key: str, staged: Staged) -> Ran:
         """Segment the images of a batch. An image that fails fails alone.
 
         Raises:

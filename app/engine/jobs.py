@@ -11,10 +11,16 @@ Reason = Literal["full", "pixels", "idle"]
 
 @dataclass(frozen=True)
 class Lane:
-    """What jobs must have in common to share a forward pass."""
+    """What jobs must have in common to share a forward pass.
+
+    Attributes:
+        input_size: height, width
+        loaded: which loading of the model, as the device knows it
+    """
 
     model: str
-    input_size: tuple[int, int]  # height, width
+    input_size: tuple[int, int]
+    loaded: str = ""
 
     @property
     def pixels(self) -> int:

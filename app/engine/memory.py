@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 from dataclasses import replace
 from typing import TypeVar
@@ -56,6 +57,19 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def settle() -> None:
+    """Take all there is for lasting: frozen, it no longer holds up each collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+def clear() -> None:
+    """Give back what something large has left behind that was taken for lasting: a network's hooks are a cycle."""
+    gc.unfreeze()
+    settle()
+    give_back()
 
 
 def in_own_pages(array: NDArray[Scalar]) -> NDArray[Scalar]:

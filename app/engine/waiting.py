@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from app.engine.device import Outcome, Segmentation
+from app.engine.loaded import Loaded
 from app.engine.staging import Image
 from app.errors import ServiceError
 from app.timings import Timings
@@ -13,9 +14,14 @@ from app.timings import Timings
 
 @dataclass(eq=False)
 class Waiting:
-    """A caller; its image comes once it has been decoded."""
+    """A caller; its image comes once it has been decoded.
+
+    Attributes:
+        loaded: what served the model when it came, and segments its image
+    """
 
     future: asyncio.Future[Segmentation]
+    loaded: Loaded
     image: Image | None = None
 
     # A caller that hung up has cancelled its future, and one that timed out has been answered; to set

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.device import Outcome, Ran, Segmentation
-from app.engine.memory import reuse_heap
+from app.engine.memory import clear, reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
@@ -101,21 +101,42 @@ class Worker:
         with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
-    def load(self, spec: ModelSpec) -> None:
-        """Put a model on the device."""
-        segmentor = create_model(spec.name)
-        fold_batch_norm(segmentor)
-        segmentor.to(self.device)
+    def load(self, spec: ModelSpec, key: str) -> None:
+        """Put a model on the device, under a key by which the rest knows it.
+
+        Raises:
+            ModelError: its file is not what it should be
+            OutOfMemory: there is no room for it
+        """
+        try:
+            segmentor = create_model(spec.name)
+            fold_batch_norm(segmentor)
+            segmentor.to(self.device)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise OutOfMemory(f"{spec.name} does not fit the memory of {self.device}") from None
         if segmentor.prefers_channels_last:
             segmentor.use_channels_last()
-        self._models[spec.name] = Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
+        self._models[key] = Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
 
-    def warm_up(self, model: str) -> None:
-        """Run a model, so that no request pays for the first pass."""
-        long_side, short_side = self._models[model].spec.preprocessing.scale
+    def warm_up(self, key: str) -> None:
+        """Run a model, so that no request pays for the first pass.
+
+        Raises:
+            OutOfMemory, InferenceFailed: it can't run
+        """
+        long_side, short_side = self._models[key].spec.preprocessing.scale
         blank = torch.zeros(short_side, long_side, 3, dtype=torch.uint8)
         for _ in range(WARMUP_PASSES):
-            self._run(model, self.stage([Image(blank, (short_side, long_side), wants_traces=True)]))
+            outcomes = self._attempt(key, self.stage([Image(blank, (short_side, long_side), wants_traces=True)]))
+            if isinstance(outcomes, ServiceError):
+                raise outcomes
+
+    def unload(self, key: str) -> None:
+        """Take a model that nobody runs any more from the device, and give its memory back to the system."""
+        self._models.pop(key, None)
+        clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def stage(self, images: Sequence[Image]) -> Staged:
         """Bring a batch to the device, while another may be running.
@@ -125,13 +146,13 @@ class Worker:
         """
         return self._staging(images)
 
-    def run(self, model: str, staged: Staged) -> Ran:
+    def run(self, key: str, staged: Staged) -> Ran:
         """Segment the images of a batch. An image that fails fails alone.
 
         Raises:
             DeviceError: the device has failed for good
         """
-        outcomes = self._attempt(model, staged)
+        outcomes = self._attempt(key, staged)
         if not isinstance(outcomes, ServiceError):
             return Ran(outcomes)
         count = len(staged.images)
@@ -140,8 +161,8 @@ class Worker:
             self._free_memory()
         if count == 1:
             return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None)
-        first = self.run(model, staged.take(range(count // 2)))
-        second = self.run(model, staged.take(range(count // 2, count)))
+        first = self.run(key, staged.take(range(count // 2)))
+        second = self.run(key, staged.take(range(count // 2, count)))
         outcomes_of_both = first.outcomes + second.outcomes
         if not isinstance(outcomes, OutOfMemory) and first.fits is None and second.fits is None:
             return Ran(outcomes_of_both)
@@ -156,9 +177,9 @@ class Worker:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
-    def _attempt(self, model: str, staged: Staged) -> list[Outcome] | ServiceError:
+    def _attempt(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
         try:
-            return self._run(model, staged)
+            return self._run(key, staged)
         except (torch.OutOfMemoryError, MemoryError):
             return self._out_of_memory(staged)
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
@@ -186,8 +207,8 @@ class Worker:
             raise DeviceError(f"{self.device} has failed for good: {cause}") from cause
 
     @torch.inference_mode()
-    def _run(self, model: str, staged: Staged) -> list[Outcome]:
-        resident, timings, images = self._models[model], Timings(), staged.images
+    def _run(self, key: str, staged: Staged) -> list[Outcome]:
+        resident, timings, images = self._models[key], Timings(), staged.images
         resident.timer.reset()
         clock = resident.timer
         with clock.span("preprocess"):

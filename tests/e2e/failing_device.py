@@ -20,9 +20,9 @@ class Failing(FakeDevice):
         super().__init__(best_batch_size=1)
         self._fault = fault
 
-    def run(self, model: str, staged: Staged) -> Ran:
+    def run(self, key: str, staged: Staged) -> Ran:
         if len(self.batches) < 2:
-            return super().run(model, staged)
+            return super().run(key, staged)
         match self._fault:
             case "breaks":
                 raise DeviceError("cuda:0 has failed for good: an illegal memory access was encountered")

@@ -31,7 +31,7 @@ def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
             nn.init.normal_(module.weight)  # attention that isn't even
     monkeypatch.setattr("app.engine.worker.create_model", {SPEC.name: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
-    worker.load(SPEC)
+    worker.load(SPEC, SPEC.name)
     image = prepare(SAMPLE.read_bytes(), 1_000_000, SPEC.preprocessing, True)
     (result,) = worker.run(SPEC.name, worker.stage([image])).outcomes
     assert isinstance(result, Segmentation)

@@ -33,7 +33,7 @@ async def health(services: ServicesDep) -> Health:
         status=services.engine.state,
         version=__version__,
         device=services.engine.device,
-        models=list(services.engine.specs),
+        models=[model.spec.name for model in services.engine.models.models if model.state == "ready"],
         queue_size=services.engine.queue_size,
         results=len(services.results),
     )

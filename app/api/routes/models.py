@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from app.api.admin import AdminDep
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.schemas import ModelClass, ModelInfo
-from models import ModelSpec
+from app.engine.residents import Model
 from models.transforms import Preprocessing
 
 router = APIRouter()
@@ -15,20 +16,45 @@ router = APIRouter()
 
 @router.get("/models", summary="List the models", responses=problems())
 async def list_models(services: ServicesDep) -> list[ModelInfo]:
-    return [_describe(services, spec) for spec in services.engine.specs.values()]
+    return [_describe(services, model) for model in services.engine.models.models]
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=problems(404, 422))
 async def get_model(name: str, services: ServicesDep) -> ModelInfo:
-    return _describe(services, services.engine.spec(name))
+    return _describe(services, services.engine.models.model(name))
 
 
-def _describe(services: Services, spec: ModelSpec) -> ModelInfo:
+@router.post(
+    "/models/{name}/load",
+    summary="Load a model, or replace it by what its file now holds",
+    responses=problems(401, 403, 404, 422, 503),
+    dependencies=[AdminDep],
+)
+async def load_model(name: str, services: ServicesDep) -> ModelInfo:
+    model = services.engine.models.model(name)
+    await services.engine.load(model.spec)
+    return _describe(services, model)
+
+
+@router.post(
+    "/models/{name}/unload",
+    summary="Take a model from the device",
+    responses=problems(401, 403, 404, 422, 503),
+    dependencies=[AdminDep],
+)
+async def unload_model(name: str, services: ServicesDep) -> ModelInfo:
+    await services.engine.unload(name)
+    return _describe(services, services.engine.models.model(name))
+
+
+def _describe(services: Services, model: Model) -> ModelInfo:
+    spec = model.spec
     return ModelInfo(
         name=spec.name,
         title=spec.title,
         default=spec.name == services.settings.default_model,
-        state=services.engine.state,
+        state=model.state,
+        reason=model.reason,
         device=services.engine.device,
         dataset=spec.dataset,
         miou=spec.miou,

@@ -57,7 +57,7 @@ async def segment(
     allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
     deadline = time.monotonic() + allowed
     wanted, media_type = choose_format(query.format, accept)
-    model = services.engine.spec(query.model or settings.default_model).name
+    model = query.model or settings.default_model
     # Too large comes before too busy: no later time would help.
     announced = announced_bytes(request, settings.max_body_bytes)
     services.engine.check_room(model, caller, announced, deadline)
@@ -96,8 +96,9 @@ async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
 async def _run(
     services: Services, upload: Upload, timings: Timings, render: Callable[[Record, Timings], bytes]
 ) -> tuple[Record, bytes]:
-    spec, body = services.engine.spec(upload.model), upload.body
+    body = upload.body
     with services.engine.admitted(upload.model, upload.caller, len(body), upload.deadline) as job:
+        spec = job.payload.loaded.spec
         try:
             async with asyncio.timeout(upload.deadline - time.monotonic()):
                 image = await services.in_codec_thread(

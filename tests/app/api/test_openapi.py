@@ -20,6 +20,8 @@ LEAST = {
     "GET /attention/{result_id}/info": {200, 404, 422},
     "GET /models": {200},
     "GET /models/{name}": {200, 404},
+    "POST /models/{name}/load": {200, 401, 403, 404, 422, 503},
+    "POST /models/{name}/unload": {200, 401, 403, 404, 503},
     "GET /livez": {200, 500},
     "GET /readyz": {200, 503},
     "GET /health": {200},

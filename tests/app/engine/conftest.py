@@ -79,5 +79,5 @@ def worker(segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
     """A real one, on the CPU, with the tiny network loaded."""
     monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
-    worker.load(spec)
+    worker.load(spec, spec.name)
     return worker

@@ -534,7 +534,7 @@ async def test_stop_without_start(engine: Engine) -> None:
 async def test_the_log_holds_a_trace_of_the_traffic(
     engine: Engine, device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG", "app.engine.engine")
+    caplog.set_level("DEBUG", "app.engine.accounts")
     await started(engine)
     device.shut()
     callers = await asked(engine, range(1, 2 + 4 + POLICY.max_queue_size))  # one runs, four are staged

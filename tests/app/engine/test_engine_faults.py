@@ -150,7 +150,7 @@ async def test_models_that_cannot_be_loaded_fail_the_engine(build: Build, device
 async def test_models_that_cannot_be_warmed_up_fail_the_engine(
     build: Build, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "warm_up", lambda model: 1 / 0)
+    monkeypatch.setattr(device, "warm_up", lambda key: 1 / 0)
     engine = build(device)
     assert (await started(engine), engine.state) == (["failed"], "failed")
 

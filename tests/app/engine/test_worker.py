@@ -116,7 +116,7 @@ def test_two_models_are_told_apart(worker: Worker, spec: ModelSpec, monkeypatch:
         return Constant(parts.backbone, parts.decode_head).eval()
 
     monkeypatch.setattr("app.engine.worker.create_model", build)
-    worker.load(replace(spec, name="constant"))
+    worker.load(replace(spec, name="constant"), "constant")
     assert (succeeded(ran(worker, pictures(1), "constant").outcomes)[0].mask == 3).all()
     assert not (succeeded(outcomes_of(worker, pictures(1)))[0].mask == 3).all()
 
@@ -273,7 +273,7 @@ def test_warming_up_takes_the_models_input_size(worker: Worker, segmentor: Segme
 
 def test_a_model_that_cannot_run_does_not_warm_up(worker: Worker, segmentor: Segmentor) -> None:
     on_every_pass(segmentor, fits(0, []))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory):
         worker.warm_up("tiny")
 
 
@@ -302,7 +302,7 @@ def test_cuda_gives_what_the_cpu_gives(
     expected = succeeded(outcomes_of(worker, pictures(traces=[0])))
     monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
     on_cuda = Worker("cuda", 0)
-    on_cuda.load(spec)
+    on_cuda.load(spec, spec.name)
     results = succeeded(outcomes_of(on_cuda, pictures(traces=[0])))
     for one, other in zip(results, expected, strict=True):
         assert agreement(one.mask, other.mask) > 0.99

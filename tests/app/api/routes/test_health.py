@@ -52,7 +52,7 @@ async def test_an_engine_that_cannot_load_is_not_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with serve(start=False) as (_, client, services):
-        monkeypatch.setattr(services.engine._worker, "load", lambda spec: 1 / 0)
+        monkeypatch.setattr(services.engine._worker, "load", lambda spec, key: 1 / 0)
         failed = asyncio.Event()
         services.engine.start(on_failure=failed.set)
         await asyncio.wait_for(failed.wait(), 60)

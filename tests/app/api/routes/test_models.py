@@ -8,7 +8,11 @@ from typing import Any
 
 import httpx
 
-from models import list_models
+from models import CheckpointError, list_models
+from tests.fakes import FakeDevice
+
+ADMIN = {"admin_key": "secret"}
+KEY = {"Authorization": "Bearer secret"}
 
 
 async def test_the_list_is_the_registry(client: httpx.AsyncClient) -> None:
@@ -44,3 +48,57 @@ async def test_unknown_model_names_those_there_are(
 async def test_models_are_listed_while_they_load(serve: Callable[..., AbstractAsyncContextManager[Any]]) -> None:
     async with serve(start=False) as (_, client, _):
         assert {model["state"] for model in (await client.get("/models")).json()} == {"loading"}
+
+
+# --- load and unload
+
+
+async def test_a_model_goes_and_comes_back(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    name, other = (spec.name for spec in list_models()[:2])
+    async with serve(worker=FakeDevice(), **ADMIN) as (_, client, _):
+        reply = await client.post(f"/models/{other}/unload", headers=KEY)
+        assert (reply.status_code, reply.json()["state"]) == (200, "available")
+        assert reply.json() == (await client.get(f"/models/{other}")).json()
+        assert other not in (await client.get("/health")).json()["models"]
+        assert_problem(
+            await client.post("/segment", params={"model": other, "format": "png"}, content=street),
+            503,
+            "model-not-loaded",
+        )
+        assert (
+            await client.post("/segment", params={"model": name, "format": "png"}, content=street)
+        ).status_code == 200
+        reply = await client.post(f"/models/{other}/load", headers=KEY)
+        assert (reply.status_code, reply.json()["state"], reply.json().get("reason")) == (200, "ready", None)
+        assert (
+            await client.post("/segment", params={"model": other, "format": "png"}, content=street)
+        ).status_code == 200
+
+
+async def test_a_failed_load_says_why_and_leaves_the_old_one_serving(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    device, name = FakeDevice(), list_models()[0].name
+    async with serve(worker=device, **ADMIN) as (_, client, _):
+        device.error = CheckpointError("new.pth: holds NaN or infinite weights")
+        reply = await client.post(f"/models/{name}/load", headers=KEY)
+        assert_problem(reply, 422, "load-failed")
+        assert reply.json()["detail"] == f"{name} could not be loaded: new.pth: holds NaN or infinite weights"
+        device.error = None
+        model = (await client.get(f"/models/{name}")).json()
+        assert (model["state"], model["reason"]) == ("ready", "new.pth: holds NaN or infinite weights")
+        assert (await client.post("/segment?format=png", content=street)).status_code == 200
+
+
+async def test_what_cannot_be_changed_is_named(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], assert_problem: Callable[..., None]
+) -> None:
+    async with serve(worker=FakeDevice(), **ADMIN) as (_, client, services):
+        for change in ("load", "unload"):
+            assert_problem(await client.post(f"/models/unet/{change}", headers=KEY), 404, "unknown-model")
+        await services.engine.stop(0.1)
+        for change in ("load", "unload"):
+            reply = await client.post(f"/models/{list_models()[0].name}/{change}", headers=KEY)
+            assert_problem(reply, 503, "not-ready")

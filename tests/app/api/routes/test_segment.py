@@ -100,7 +100,7 @@ async def test_formats_agree(
     assert (ids.dtype, ids.shape) == (np.uint8, (180, 240))
     assert np.array_equal(decoded(base64.b64decode(posted["segmentation_mask"])), ids)
     assert np.array_equal(decoded(bodies["palette"]), ids)
-    palette = np.array(services.engine.spec(posted["model"]).classes.palette)
+    palette = np.array(services.engine.models.model(posted["model"]).spec.classes.palette)
     assert np.array_equal(decoded(bodies["color"]), palette[ids])
 
 
@@ -138,7 +138,7 @@ async def test_alpha_one_is_the_colours_alone(client: httpx.AsyncClient, street:
 
 async def test_json_is_consistent(services: Services, posted: dict[str, Any], decoded: Decoded) -> None:
     ids = decoded(base64.b64decode(posted["segmentation_mask"]))
-    names = services.engine.spec(posted["model"]).classes.names
+    names = services.engine.models.model(posted["model"]).spec.classes.names
     assert posted["class_map"] == {str(index): name for index, name in enumerate(names)}
     assert sum(found["area"] for found in posted["predictions"]) == ids.size
     assert sum(found["fraction"] for found in posted["predictions"]) == pytest.approx(1, abs=1e-5)

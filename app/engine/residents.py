@@ -1,0 +1,152 @@
+"""Which models are on the device, and how they come and go while others serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal, ParamSpec, TypeVar
+
+from app.engine.device import Device
+from app.engine.loaded import Loaded
+from app.engine.memory import settle
+from app.engine.threads import DeviceThreads
+from app.errors import LoadFailed, ModelNotLoaded, ServiceError, UnknownModel
+from app.metrics import Metrics
+from models import ModelError, ModelSpec
+
+log = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
+ModelState = Literal["available", "loading", "ready", "failed"]
+
+
+@dataclass(eq=False)
+class Model:
+    """
+    Attributes:
+        spec: of what serves, or would be loaded next
+        loaded: what serves
+        loads: under way, or to come at the start
+        reason: why the last load failed, unless one has succeeded since
+    """
+
+    spec: ModelSpec
+    loaded: Loaded | None = None
+    loads: int = 0
+    reason: str | None = None
+
+    @property
+    def state(self) -> ModelState:
+        """Whether it takes requests: one that serves is ready, whatever becomes of its replacement."""
+        if self.loaded is not None:
+            return "ready"
+        if self.loads:
+            return "loading"
+        return "available" if self.reason is None else "failed"
+
+
+class Residents:
+    """Only the event loop touches it; the device's threads do the work."""
+
+    def __init__(self, worker: Device, threads: DeviceThreads, slots: int, metrics: Metrics) -> None:
+        self._worker = worker
+        self._threads = threads
+        self._slots = slots
+        self._metrics = metrics
+        self._models: dict[str, Model] = {}
+        self._numbers = count(2)
+        self._change = asyncio.Lock()
+
+    @property
+    def models(self) -> list[Model]:
+        """All that were ever to be loaded."""
+        return list(self._models.values())
+
+    def add(self, spec: ModelSpec) -> Model:
+        """Make a model known, without loading it."""
+        return self._models.setdefault(spec.name, Model(spec))
+
+    def model(self, name: str) -> Model:
+        """
+        Raises:
+            UnknownModel: the message lists the names there are
+        """
+        try:
+            return self._models[name]
+        except KeyError:
+            raise UnknownModel(f"no model {name!r} is served; there are {', '.join(self._models)}") from None
+
+    def serving(self, name: str) -> Loaded:
+        """What answers requests for a model.
+
+        Raises:
+            UnknownModel, ModelNotLoaded
+        """
+        model = self.model(name)
+        if model.loaded is None:
+            reason = "" if model.reason is None else f": {model.reason}"
+            raise ModelNotLoaded(f"model {name!r} is not loaded, but {model.state}{reason}")
+        return model.loaded
+
+    async def load(self, spec: ModelSpec) -> None:
+        """Bring a model to the device, warm it, and let it take over from what has served under its name.
+
+        What it has replaced is freed as soon as nobody holds it any more.
+
+        Raises:
+            LoadFailed: what has served before still does
+        """
+        model = self.add(spec)
+        model.loads += 1
+        try:
+            # One at a time: two would share the memory that is left, and the threads that others need.
+            async with self._change:
+                loaded = Loaded(spec, f"{spec.name}#{next(self._numbers)}" if model.loaded else spec.name)
+                await self._bring(loaded)
+                replaced, model.loaded, model.spec, model.reason = model.loaded, loaded, spec, None
+        except (ModelError, ServiceError) as exc:
+            model.reason = str(exc)
+            log.error("%s could not be loaded: %s", spec.name, exc)
+            raise LoadFailed(f"{spec.name} could not be loaded: {exc}") from None
+        finally:
+            model.loads -= 1
+        self._metrics.model(spec.name, spec.dataset, len(spec.classes.names), str(self._worker.device))
+        if replaced is not None:
+            await self.free(replaced)
+
+    async def withdraw(self, name: str) -> Loaded | None:
+        """Let a model take no more requests. What has served it is returned, if anything has, and is still there.
+
+        Raises:
+            UnknownModel
+        """
+        model = self.model(name)
+        async with self._change:
+            withdrawn, model.loaded, model.reason = model.loaded, None, None
+        self._metrics.model_gone(name)
+        return withdrawn
+
+    async def free(self, loaded: Loaded) -> None:
+        """Give back the memory of what no longer serves, once nobody holds it."""
+        await loaded.unused()
+        await self._call(self._worker.unload, loaded.key)
+
+    async def _bring(self, loaded: Loaded) -> None:
+        await self._call(self._worker.load, loaded.spec, loaded.key)
+        # All at once, so that each is done by a thread of its own.
+        passes = [self._call(self._worker.warm_up, loaded.key) for _ in range(self._slots)]
+        errors = [end for end in await asyncio.gather(*passes, return_exceptions=True) if end is not None]
+        if errors:
+            await self._call(self._worker.unload, loaded.key)
+            raise errors[0]
+        # It is here to stay, and need not hold up each collection of garbage.
+        await self._call(settle)
+
+    async def _call(
+        self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Value:
+        return await asyncio.wrap_future(self._threads.call(function, *args, **kwargs))
