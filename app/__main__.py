@@ -69,7 +69,7 @@ def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
     spec = get_spec(arguments.model or settings.default_model)
     pixels = decode(arguments.image.read_bytes(), settings.max_image_pixels)
     segmentor = create_model(spec.name).to(find_device(settings.device))
-    ids, _ = segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing)
+    ids, _ = segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing, spec.inference)
     mask = ids.numpy()
     palette = np.array(spec.classes.palette, dtype=np.uint8)
     arguments.output.write_bytes(encode_palette(mask, palette) if arguments.palette else encode_ids(mask))
@@ -82,7 +82,8 @@ def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
 def _models(arguments: argparse.Namespace, settings: Settings) -> int:
     for spec in list_models():
         mark = "*" if spec.name == settings.default_model else " "
-        print(f"{mark} {spec.name:<28} {spec.dataset:<30} mIoU {spec.miou:5.2f}  {spec.licence}")
+        miou = "-" if spec.miou is None else f"{spec.miou:.2f}"
+        print(f"{mark} {spec.name:<28} {spec.dataset:<30} mIoU {miou:>5}  {spec.licence}")
     return 0
 
 

@@ -2,12 +2,14 @@
 
 from models.checkpoint import load_segmentor
 from models.errors import CheckpointError, ModelError, UnknownModel
-from models.registry import ModelSpec, create_model, get_spec, list_models
+from models.registry import ModelSpec, create_model, get_spec, list_models, load_model
 from models.segmentor import Output, Segmentor
 from models.traces import Trace
+from models.windows import Inference
 
 __all__ = [
     "CheckpointError",
+    "Inference",
     "ModelError",
     "ModelSpec",
     "Output",
@@ -17,5 +19,6 @@ __all__ = [
     "create_model",
     "get_spec",
     "list_models",
+    "load_model",
     "load_segmentor",
 ]

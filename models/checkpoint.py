@@ -1,7 +1,7 @@
 """Reads checkpoints, renames their tensors to ours and loads them strictly; writes ours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -30,11 +30,12 @@ class Checkpoint:
     metadata: dict[str, str]
 
 
-def load_segmentor(path: str | Path) -> Segmentor:
+def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Segmentor:
     """The segmentor a checkpoint describes, with its weights, in eval mode, float32, on the CPU.
 
     Args:
         path: safetensors of ours, or a .pth of mmsegmentation's (CCNet, ANN, Non-local; ResNetV1c d8)
+        align_corners: how the network was trained to resize, where the file doesn't say or is not to be believed
 
     Raises:
         CheckpointError: not readable, not an architecture of ours, or tensors are missing, unexpected
@@ -43,8 +44,11 @@ def load_segmentor(path: str | Path) -> Segmentor:
     checkpoint = read_checkpoint(path)
     shapes = {key: tensor.shape for key, tensor in checkpoint.state_dict.items()}
     # Built without memory first: shapes that don't belong together shall fail, not allocate.
+    options = _options(checkpoint.metadata)
+    if align_corners is not None:
+        options = replace(options, align_corners=align_corners)
     with torch.device("meta"):
-        segmentor = build_segmentor(shapes, _options(checkpoint.metadata))
+        segmentor = build_segmentor(shapes, options)
     load_strictly(segmentor, checkpoint.state_dict)
     return segmentor
 

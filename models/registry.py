@@ -11,6 +11,7 @@ from models.classes import CAMVID, ClassSet
 from models.errors import CheckpointError, UnknownModel
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from models.windows import WHOLE, Inference
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -21,7 +22,9 @@ class ModelSpec:
 
     Attributes:
         sha256: of the weights file, checked before it is read
-        miou: percent on the data set's test split at original size, single scale
+        miou: percent on the data set's test split at original size, single scale; None if nobody has said
+        inference: how the model looks at an image unless told otherwise
+        align_corners: how its logits are resized, fixed when it was trained
     """
 
     name: str
@@ -30,10 +33,12 @@ class ModelSpec:
     sha256: str
     classes: ClassSet
     preprocessing: Preprocessing
-    miou: float
+    miou: float | None
     dataset: str
     licence: str
     source: str
+    inference: Inference = WHOLE
+    align_corners: bool = False
 
 
 # The networks see CamVid's 480x360 enlarged by 4/3: that is where their training's scales have their middle.
@@ -100,12 +105,20 @@ def create_model(name: str) -> Segmentor:
 
     Raises:
         UnknownModel: no such name
-        CheckpointError: the weights are missing or not the ones that were published
+        CheckpointError: as `load_model`
     """
-    spec = get_spec(name)
+    return load_model(get_spec(name))
+
+
+def load_model(spec: ModelSpec) -> Segmentor:
+    """A model with its weights, in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: the weights are missing, unreadable or not those the spec was made for
+    """
     if not spec.weights.is_file():
-        raise CheckpointError(f"{spec.weights}: the weights of {name} are missing")
+        raise CheckpointError(f"{spec.weights}: the weights of {spec.name} are missing")
     digest = sha256(spec.weights.read_bytes()).hexdigest()
     if digest != spec.sha256:
         raise CheckpointError(f"{spec.weights}: sha256 is {digest}, not {spec.sha256}: a damaged or changed file")
-    return load_segmentor(spec.weights)
+    return load_segmentor(spec.weights, align_corners=spec.align_corners)

@@ -18,6 +18,8 @@ class Preprocessing:
     Attributes:
         scale: (long side, short side) that an image is resized to fit, keeping its ratio
         mean, std: per RGB channel, of values 0 to 255
+        bgr: the network takes blue first, as the papers' own code has it; mean and std are in RGB all the same
+        antialias: smooth where an image shrinks; else bilinear as OpenCV does it, to the last bit
         multiple: of which each side of the input is one; the network's stride, where it was trained on such sizes
             alone, since on others its maps cover a little more than the image
     """
@@ -26,12 +28,19 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     multiple: int = 1
+    bgr: bool = False
+    antialias: bool = True
 
     def input_size(self, original: Size, factor: float = 1.0) -> Size:
-        """Size of the network's input for an image of this size: mmsegmentation's keep-ratio rule, times a factor."""
+        """Size of the network's input for an image of this size: mmsegmentation's keep-ratio rule.
+
+        Args:
+            factor: on `scale`, whose sides are then cut to whole pixels, as in mmsegmentation's test-time augmentation
+        """
         height, width = original
-        factor *= min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
-        return self._rounded(height * factor), self._rounded(width * factor)
+        long_side, short_side = (max(1, int(side * factor)) for side in (max(self.scale), min(self.scale)))
+        ratio = min(long_side / max(height, width), short_side / min(height, width))
+        return self._rounded(height * ratio), self._rounded(width * ratio)
 
     def _rounded(self, side: float) -> int:
         return max(1, int(side / self.multiple + 0.5)) * self.multiple
@@ -40,20 +49,62 @@ class Preprocessing:
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def resize(image: Tensor, size: Size) -> Tensor:
-    """Resize an RGB image, smoothed when it shrinks so that thin things don't alias away.
+def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
+    """Resize an RGB image bilinearly.
 
     Args:
         image: [H, W, 3] uint8
+        antialias: smooth it when it shrinks, so that thin things don't alias away; else as OpenCV does
 
     Returns:
         [h, w, 3] uint8; the same tensor if the size is right already
     """
     if tuple(image.shape[:2]) == size:
         return image
+    if not antialias:
+        return resize_like_opencv(image, size)
     planes = image.permute(2, 0, 1).unsqueeze(0)
     resized = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
     return resized.squeeze(0).permute(1, 2, 0).contiguous()
+
+
+def resize_like_opencv(image: Tensor, size: Size) -> Tensor:
+    """What `cv2.resize` with INTER_LINEAR makes of 8-bit values, in its fixed-point arithmetic.
+
+    Weights have 11 bits; a row is resized first, and loses 4 bits before the columns are.
+
+    Args:
+        image: [H, W, C] uint8
+
+    Returns:
+        [h, w, C] uint8
+    """
+    above, below, upper, lower = _fixed_point_weights(image.shape[0], size[0])
+    left, right, near, far = _fixed_point_weights(image.shape[1], size[1], whole_at_edges=True)
+    # Only the rows that count are resized, each once: about as many as the larger of both heights.
+    rows, index = torch.cat([above, below]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    values = image[rows].int()
+    values = (values[:, left] * near[:, None] + values[:, right] * far[:, None]) >> 4
+    top = (values[index[: size[0]]] * upper[:, None, None]) >> 16
+    bottom = (values[index[size[0] :]] * lower[:, None, None]) >> 16
+    return ((top + bottom + 2) >> 2).to(torch.uint8)
+
+
+def _fixed_point_weights(old: int, new: int, *, whole_at_edges: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per new position: the two old ones it lies between, and their weights times 2048.
+
+    Args:
+        whole_at_edges: beyond the outer ones, the outer one counts once; else twice, with both weights, which
+            only its rounding tells apart
+    """
+    position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    before = position.floor()
+    fraction = position - before
+    if whole_at_edges:
+        fraction = fraction.masked_fill((before < 0) | (before >= old - 1), 0)
+    # Rounded half to even, like OpenCV's cvRound.
+    weights = ((1 - fraction) * 2048).round().int(), (fraction * 2048).round().int()
+    return before.long().clamp(0, old - 1), (before + 1).long().clamp(0, old - 1), *weights
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,4 +118,5 @@ def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype =
     """
     mean = torch.tensor(preprocessing.mean, device=images.device)
     std = torch.tensor(preprocessing.std, device=images.device)
-    return ((images.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
+    normalized = ((images.float() - mean) / std).to(dtype)
+    return (normalized.flip(3) if preprocessing.bgr else normalized).permute(0, 3, 1, 2)

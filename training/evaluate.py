@@ -6,16 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import CheckpointError, Segmentor, load_segmentor
+from models import CheckpointError, Inference, Segmentor, load_segmentor
 from models.checkpoint import read_checkpoint
-from models.inference import segment_augmented, segment_image
+from models.inference import segment_image
 from models.transforms import Preprocessing
 from training.confusion import Scores, confusion_matrix, draw, scores
 from training.data import Sample, load_split
@@ -94,15 +93,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predictor(
     segmentor: Segmentor, preprocessing: Preprocessing, arguments: argparse.Namespace
 ) -> Callable[[Tensor], Tensor]:
-    if arguments.scales or arguments.flip:
-        return partial(
-            segment_augmented,
-            segmentor,
-            preprocessing=preprocessing,
-            scales=arguments.scales or (1.0,),
-            flip=arguments.flip,
-        )
-    return lambda image: segment_image(segmentor, image, preprocessing)[0]
+    inference = Inference(scales=tuple(arguments.scales or (1.0,)), flip=arguments.flip)
+    return lambda image: segment_image(segmentor, image, preprocessing, inference)[0]
 
 
 if __name__ == "__main__":

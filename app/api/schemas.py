@@ -112,7 +112,7 @@ class ModelInfo(BaseModel):
     reason: str | None = Field(description="Why the last load failed.")
     device: str
     dataset: str
-    miou: float = Field(description="Percent, on the data set's test split.")
+    miou: float | None = Field(description="Percent, on the data set's test split; null if nobody has said.")
     input_rule: str
     classes: list[ModelClass]
     licence: str

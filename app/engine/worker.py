@@ -37,7 +37,8 @@ def prepare(data: bytes, max_pixels: int, preprocessing: Preprocessing, wants_tr
     """
     pixels = torch.from_numpy(decode(data, max_pixels))
     original = pixels.shape[0], pixels.shape[1]
-    return Image(resize(pixels, preprocessing.input_size(original)), original, wants_traces)
+    size = preprocessing.input_size(original)
+    return Image(resize(pixels, size, antialias=preprocessing.antialias), original, wants_traces)
 
 
 def find_device(name: str) -> torch.device:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from models.heads.fcn import Head
-from models.inference import segment_augmented, segment_image
+from models.inference import segment_image
 from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
 from models.traces import Trace
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Size, normalize, resize
+from models.windows import Inference
 
 PREPROCESSING = Preprocessing(scale=(48, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 # Size of the image, and that of the network's input.
@@ -80,7 +81,7 @@ def different(one: Tensor, other: Tensor) -> float:
 
 def test_one_scale_without_flip_is_the_plain_answer(segmentor: Segmentor) -> None:
     image = random_image((32, 48))
-    ids = segment_augmented(segmentor, image, PREPROCESSING, (1.0,), flip=False)
+    ids = segment_image(segmentor, image, PREPROCESSING, Inference(scales=(1.0,), flip=False))[0]
     assert ids.dtype == torch.uint8
     assert torch.equal(ids, segment_image(segmentor, image, PREPROCESSING)[0])
 
@@ -92,7 +93,7 @@ def test_one_scale_is_the_plain_answer_at_other_sizes(
 ) -> None:
     segmentor.align_corners = align_corners
     image = random_image(original)
-    ids = segment_augmented(segmentor, image, PREPROCESSING, (1.0,), flip=False)
+    ids = segment_image(segmentor, image, PREPROCESSING, Inference(scales=(1.0,), flip=False))[0]
     assert ids.shape == original
     assert different(ids, segment_image(segmentor, image, PREPROCESSING)[0]) < 0.005
 
@@ -100,7 +101,7 @@ def test_one_scale_is_the_plain_answer_at_other_sizes(
 def test_every_scale_and_its_mirror_image_are_seen(segmentor: Segmentor) -> None:
     seen: list[Tensor] = []
     segmentor.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    segment_augmented(segmentor, random_image((32, 48)), PREPROCESSING, (0.5, 1.0, 1.25), flip=True)
+    segment_image(segmentor, random_image((32, 48)), PREPROCESSING, Inference(scales=(0.5, 1.0, 1.25), flip=True))[0]
     assert [tuple(batch.shape[2:]) for batch in seen] == [(16, 24)] * 2 + [(32, 48)] * 2 + [(40, 60)] * 2
     assert torch.equal(seen[3], seen[2].flip(3))
 
@@ -111,10 +112,10 @@ def test_mirrored_image_has_the_mirrored_answer(
     original: Size, scales: tuple[float, ...], segmentor: Segmentor
 ) -> None:
     image = random_image(original)
-    ids = segment_augmented(segmentor, image, PREPROCESSING, scales, flip=True)
-    mirrored = segment_augmented(segmentor, image.flip(1), PREPROCESSING, scales, flip=True)
+    ids = segment_image(segmentor, image, PREPROCESSING, Inference(scales=scales, flip=True))[0]
+    mirrored = segment_image(segmentor, image.flip(1), PREPROCESSING, Inference(scales=scales, flip=True))[0]
     assert different(mirrored.flip(1), ids) < 0.005
-    plain = segment_augmented(segmentor, image.flip(1), PREPROCESSING, scales, flip=False)
+    plain = segment_image(segmentor, image.flip(1), PREPROCESSING, Inference(scales=scales, flip=False))[0]
     assert different(plain.flip(1), ids) > 0.02  # so the flip it is that makes them alike
 
 
@@ -145,5 +146,5 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
     assert [int(mean.argmax()) for mean in (both.mean(0), both.softmax(1).mean(0))] == [0, 1]
     segmentor = Segmentor(Sided(left, right), Passing(3)).eval()
     image, preprocessing = random_image((1, 2)), Preprocessing((2, 1), IMAGENET_MEAN, IMAGENET_STD)
-    assert segment_augmented(segmentor, image, preprocessing, (1.0,), flip=False).tolist() == [[1, 2]]
-    assert segment_augmented(segmentor, image, preprocessing, (1.0,), flip=True).tolist() == [[1, 1]]
+    assert segment_image(segmentor, image, preprocessing, Inference(scales=(1.0,), flip=False))[0].tolist() == [[1, 2]]
+    assert segment_image(segmentor, image, preprocessing, Inference(scales=(1.0,), flip=True))[0].tolist() == [[1, 1]]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.checkpoint import load_segmentor
@@ -15,6 +16,7 @@ from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
+from models.windows import Inference, View, Window, list_windows, merge_views, merge_windows, view_probabilities
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,43 @@ def test_masks_follow_align_corners(case: Case, recorded: str, align_corners: bo
     other, _ = upsample_argmax(logits, (256, 320), (256, 320), align_corners=not align_corners)
     assert (ids[::4, ::4] != want).float().mean() <= 1e-3
     assert (other[::4, ::4] != want).float().mean() > 1e-3
+
+
+def every_fourth(probabilities: Tensor) -> Tensor:
+    return probabilities[..., ::4, ::4]
+
+
+def run_view(segmentor: Segmentor, image: Tensor, view: View) -> Tensor:
+    """Logits of a view of a normalised image [3, H, W] of the view's size."""
+    image = image.flip(2) if view.flipped else image
+    with torch.no_grad():
+        logits = [
+            segmentor(window.cut(image.permute(1, 2, 0)).permute(2, 0, 1)[None]).logits[0] for window in view.windows
+        ]
+    return merge_windows(logits, view, align_corners=segmentor.align_corners)
+
+
+def test_sliding_windows_are_mmsegmentations(case: Case) -> None:
+    inference = Inference(mode="slide", crop=(128, 160), stride=(85, 107))
+    view = View((256, 320), False, list_windows((256, 320), inference))
+    merged = run_view(case.segmentor, case.recorded["x_even"][0], view)
+    assert_parity(every_fourth(merged)[None], case.recorded["slide_even_s4"])
+    ids, _ = merge_views([merged], [view], view.size, align_corners=False)
+    assert (ids != case.recorded["labels_slide_even"][0]).float().mean() <= 1e-3
+
+
+def test_scales_and_flip_are_mmsegmentations(case: Case) -> None:
+    """The reference resized its input as floats, so the views are made here; their merging is ours."""
+    image, probabilities = case.recorded["x_even"], []
+    for scale in (0.5, 1.0, 1.5):
+        size = (int(256 * scale), int(320 * scale))
+        scaled = F.interpolate(image, size, mode="bilinear", align_corners=False)[0]
+        for flipped in (False, True):
+            view = View(size, flipped, (Window(0, 0, *size),))
+            logits = run_view(case.segmentor, scaled, view)
+            probabilities.append(view_probabilities(logits, view, (256, 320), align_corners=False))
+    mean = torch.stack(probabilities).mean(0)
+    assert_parity(every_fourth(mean)[None], case.recorded["msflip_probs_even_s4"])
 
 
 def test_preprocessing_is_mmsegmentations(case: Case) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize, resize
 
@@ -95,3 +98,26 @@ def test_normalize_gives_planes_of_the_dtype_without_a_copy_of_the_layout(dtype:
     assert batch.dtype == dtype
     assert batch.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(batch.double(), exact.permute(0, 3, 1, 2), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+RESIZED = load_file(Path(__file__).parent / "golden" / "opencv_resize.safetensors")
+
+
+@pytest.mark.parametrize("name", ["larger", "smaller", "uneven", "one_column", "one_row"])
+def test_resize_without_smoothing_is_opencvs_to_the_last_bit(name: str) -> None:
+    image, expected = RESIZED[f"{name}_in"], RESIZED[f"{name}_out"]
+    height, width = expected.shape[:2]
+    assert torch.equal(resize(image, (height, width), antialias=False), expected)
+
+
+def test_bgr_turns_the_channels_after_they_are_normalized() -> None:
+    preprocessing = Preprocessing(scale=(8, 8), mean=(10, 20, 30), std=(1, 2, 4), bgr=True)
+    image = torch.tensor([[[[11, 26, 50]]]], dtype=torch.uint8)
+    assert normalize(image, preprocessing).flatten().tolist() == [5, 3, 1]
+
+
+def test_scale_times_factor_is_cut_to_whole_pixels() -> None:
+    """mmsegmentation's ratios of an odd scale: 2049 x 1025 times a half is 1024 x 512."""
+    odd = Preprocessing(scale=(2049, 1025), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert odd.input_size((1024, 2048), 0.5) == (512, 1024)
+    assert odd.input_size((1024, 2048)) == (1025, 2049)

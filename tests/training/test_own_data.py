@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
-from models import load_segmentor
+from models import Inference, load_segmentor
 from models.checkpoint import read_checkpoint, save_segmentor
-from models.inference import segment_augmented
+from models.inference import segment_image
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
 from training import evaluate as evaluation
 from training import train as training
@@ -153,7 +153,11 @@ def test_evaluation_uses_the_weights_own_preprocessing(
 def test_flip_and_scales_are_averaged(
     options: str, scales: tuple[float, ...], flip: bool, evaluated: Callable[..., str], fields: Path, weights: Path
 ) -> None:
-    predict = partial(segment_augmented, load_segmentor(weights), preprocessing=PREPROCESSING, scales=scales, flip=flip)
+    segmentor, inference = load_segmentor(weights), Inference(scales=scales, flip=flip)
+
+    def predict(image: Tensor) -> Tensor:
+        return segment_image(segmentor, image, PREPROCESSING, inference)[0]
+
     expected = report(scores(count_confusion(predict, split_of(fields), 3)), NAMES)
     assert evaluated(*options.split()) == expected != evaluated()
 

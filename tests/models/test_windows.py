@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.ops.upsample import Size, upsample_argmax
+from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from models.windows import Inference, View, Window, list_views, list_windows, merge_views, merge_windows
+
+SLIDE = Inference(mode="slide", crop=(8, 10), stride=(5, 7))
+
+
+def expected_windows(size: Size, crop: Size, stride: Size) -> list[tuple[int, int, int, int]]:
+    """The rule as it is told: step by step until the end is reached, and the last step shifted back."""
+    found = []
+    top = 0
+    while True:
+        bottom = min(top + crop[0], size[0])
+        left = 0
+        while True:
+            right = min(left + crop[1], size[1])
+            found.append((max(bottom - crop[0], 0), max(right - crop[1], 0), bottom, right))
+            if right == size[1]:
+                break
+            left += stride[1]
+        if bottom == size[0]:
+            return found
+        top += stride[0]
+
+
+@pytest.mark.parametrize("size", [(8, 10), (9, 10), (13, 17), (14, 18), (20, 31), (3, 40), (40, 4), (5, 5), (1, 1)])
+def test_windows_cover_the_view_and_the_last_is_shifted_back(size: Size) -> None:
+    windows = list_windows(size, SLIDE)
+    assert [tuple(window) for window in windows] == expected_windows(size, (8, 10), (5, 7))
+    assert {window.size for window in windows} == {(min(8, size[0]), min(10, size[1]))}
+    seen = torch.zeros(size)
+    for window in windows:
+        window.cut(seen).add_(1)
+    assert seen.min() >= 1
+
+
+def test_cityscapes_at_769_has_eight_windows() -> None:
+    """1025 x 2049 in crops of 769 every 513: two rows of four."""
+    windows = list_windows((1025, 2049), Inference(mode="slide"))
+    assert [(window.top, window.left) for window in windows] == [
+        (top, left) for top in (0, 256) for left in (0, 513, 1026, 1280)
+    ]
+
+
+def test_whole_is_one_window() -> None:
+    assert list_windows((20, 31), Inference()) == (Window(0, 0, 20, 31),)
+
+
+def test_views_are_scale_by_scale_with_the_mirror_image_second() -> None:
+    preprocessing = Preprocessing(scale=(40, 20), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    views = list_views((10, 20), preprocessing, Inference(scales=(0.5, 1.0), flip=True))
+    assert [(view.size, view.flipped) for view in views] == [
+        ((10, 20), False),
+        ((10, 20), True),
+        ((20, 40), False),
+        ((20, 40), True),
+    ]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_overlapping_windows_are_averaged(align_corners: bool) -> None:
+    view = View((13, 17), False, list_windows((13, 17), SLIDE))
+    parts = [torch.randn(3, 2, 2) for _ in view.windows]
+    merged = merge_windows(parts, view, align_corners=align_corners)
+    resized = [F.interpolate(part[None], (8, 10), mode="bilinear", align_corners=align_corners)[0] for part in parts]
+    for row in range(13):
+        for column in range(17):
+            seen = [
+                part[:, row - window.top, column - window.left]
+                for part, window in zip(resized, view.windows, strict=True)
+                if window.top <= row < window.bottom and window.left <= column < window.right
+            ]
+            torch.testing.assert_close(merged[:, row, column], torch.stack(seen).mean(0))
+
+
+def test_one_window_is_left_as_the_network_gave_it() -> None:
+    logits = torch.randn(3, 4, 5)
+    assert (
+        merge_windows([logits], View((32, 40), False, list_windows((32, 40), Inference())), align_corners=False)
+        is logits
+    )
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_one_view_is_resized_twice_and_then_decided(align_corners: bool) -> None:
+    logits, view = torch.randn(5, 4, 5), View((32, 40), False, (Window(0, 0, 32, 40),))
+    ids, confidence = merge_views([logits], [view], (50, 61), align_corners=align_corners)
+    expected = upsample_argmax(logits, (32, 40), (50, 61), align_corners=align_corners)
+    assert torch.equal(ids, expected[0])
+    assert torch.equal(confidence, expected[1])
+
+
+def test_several_views_are_mirrored_back_and_their_softmaxes_averaged() -> None:
+    views = [View((8, 10), flipped, (Window(0, 0, 8, 10),)) for flipped in (False, True)]
+    plain, mirrored = torch.randn(5, 8, 10), torch.randn(5, 8, 10)
+    ids, confidence = merge_views([plain, mirrored], views, (8, 10), align_corners=False)
+    mean = (plain.softmax(0) + mirrored.flip(2).softmax(0)) / 2
+    assert torch.equal(ids, mean.argmax(0).to(torch.uint8))
+    torch.testing.assert_close(confidence.float() / 255, mean.max(0).values, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mode": "tiles"}, "mode is 'tiles'"),
+        ({"mode": "slide", "crop": (0, 8)}, "must be positive"),
+        ({"mode": "slide", "crop": (8, 8), "stride": (9, 8)}, "would leave gaps"),
+        ({"scales": ()}, "at least one"),
+        ({"scales": (1.0, float("nan"))}, "all positive"),
+        ({"scales": (-1.0,)}, "all positive"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Inference(**fields)  # type: ignore[arg-type]
