@@ -34,8 +34,17 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     return context.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])
 
 
+def pyramid_pool_reference(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
+    """The definition, written down; same arguments and result as `pyramid_pool`."""
+    return torch.cat([F.adaptive_avg_pool2d(x, scale).flatten(2) for scale in pool_scales], dim=2)
+
+
 def pyramid_pool(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
     """Average-pool to a grid per scale and list all cells, coarse to fine, each grid row by row.
+
+    The windows are written as matrices, the rows of all scales in one: the map is read once instead
+    of once a scale, and an exporter finds nothing but products, right for a map of any size (ONNX has
+    no adaptive pooling).
 
     Args:
         x: [B, C, H, W]; a map smaller than a grid is fine, its windows overlap
@@ -43,4 +52,25 @@ def pyramid_pool(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
     Returns:
         [B, C, S], S the sum of the squared scales
     """
-    return torch.cat([F.adaptive_avg_pool2d(x, scale).flatten(2) for scale in pool_scales], dim=2)
+    height, width = x.shape[2:]
+    with torch.autocast(x.device.type, enabled=False):
+        exact = torch.promote_types(x.dtype, torch.float32)
+        by_rows, by_columns = (_windows(size, pool_scales, x.device, exact) for size in (height, width))
+        # [sum of scales, H] x [B, H, W * C], which in channels-last memory is a view
+        rows = by_rows @ x.to(exact).permute(0, 2, 3, 1).flatten(2)
+        rows = rows.view(*rows.shape[:2], width, -1)
+        cells, first = [], 0
+        for scale in pool_scales:
+            band = slice(first, first + scale)
+            cells.append((by_columns[band] @ rows[:, band]).flatten(1, 2))  # [B, scale * scale, C]
+            first += scale
+        return torch.cat(cells, dim=1).transpose(1, 2).to(x.dtype)
+
+
+def _windows(size: int, pool_scales: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Adaptive pooling of a line, as a matrix [sum of scales, size]: a cell averages all pixels that it overlaps."""
+    scales = torch.tensor([[scale] for scale in pool_scales for _ in range(scale)], device=device)
+    cells = torch.tensor([[cell] for scale in pool_scales for cell in range(scale)], device=device)
+    pixels = torch.arange(size, device=device)
+    overlaps = (pixels * scales < (cells + 1) * size) & ((pixels + 1) * scales > cells * size)
+    return overlaps.to(dtype) / overlaps.sum(1, keepdim=True)

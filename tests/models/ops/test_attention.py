@@ -4,9 +4,10 @@ from math import ceil
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
-from models.ops.attention import dense_attention, dense_attention_reference, pyramid_pool
+from models.ops.attention import dense_attention, dense_attention_reference, pyramid_pool, pyramid_pool_reference
 
 SCALE = 0.3  # not the default of torch's attention, 4**-0.5 here
 CASES = [(7, 5, 11), (1, 9, 3), (9, 1, 4), (1, 1, 1), (17, 13, 110)]
@@ -90,3 +91,26 @@ def test_pyramid_pool_lists_window_means_coarse_to_fine(height: int, width: int)
     pooled = pyramid_pool(x, (1, 3, 6, 8))
     assert pooled.shape == (2, 3, 110)
     torch.testing.assert_close(pooled, torch.cat([window_means(x, scale) for scale in (1, 3, 6, 8)], dim=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (7, 5), (1, 9), (97, 33)])
+def test_pooling_costs_no_more_than_rounding_once(height: int, width: int, dtype: torch.dtype) -> None:
+    x = (1000 * torch.randn(2, 3, height, width)).to(dtype)
+    want = pyramid_pool_reference(x.double(), (1, 3, 6, 8))
+    got = pyramid_pool(x, (1, 3, 6, 8))
+    assert got.dtype == dtype
+    assert (got.double() - want).norm() <= max(2 * (want.to(dtype).double() - want).norm(), 1e-6 * want.norm())
+
+
+def test_pooling_exported_once_is_right_at_any_size() -> None:
+    class Pooling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return pyramid_pool(x, (1, 3, 6, 8))
+
+    sizes = {0: Dim.AUTO, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    program = torch.export.export(Pooling(), (torch.randn(2, 4, 12, 17),), dynamic_shapes={"x": sizes})
+    assert "adaptive" not in str(program.graph)
+    for height, width in ((12, 17), (5, 97), (33, 8), (2, 3)):
+        x = torch.randn(2, 4, height, width)
+        torch.testing.assert_close(program.module()(x), pyramid_pool_reference(x, (1, 3, 6, 8)))
