@@ -146,7 +146,7 @@ def mark(image: Array, point: tuple[int, int]) -> Array:
     return np.array(picture)
 
 
-def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize a map of numbers [h, w] bilinearly to (height, width)."""
-    resized = Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(resized)
+def resize_map(values: NDArray[np.float32], size: tuple[int, int], is_smooth: bool = True) -> NDArray[np.float32]:
+    """Resize a map of numbers [h, w] to (height, width): bilinearly, or each pixel from the cell it lies in."""
+    how = Image.Resampling.BILINEAR if is_smooth else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(values).resize((size[1], size[0]), how))

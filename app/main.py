@@ -17,6 +17,7 @@ from fastapi_swagger import patch_fastapi
 from app import __version__
 from app.api import errors
 from app.api.dependencies import Services
+from app.api.matrices import Matrices
 from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
@@ -31,6 +32,7 @@ from app.settings import Settings
 from models import ModelSpec, list_models
 
 SWEEP_INTERVAL = 5.0  # seconds
+MAX_MATRIX_BYTES = 128 << 20  # both steps of criss-cross attention at 128x256 cells
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
 
 
@@ -67,6 +69,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         results=ResultStore(settings.max_result_bytes, settings.result_ttl),
         metrics=series,
         codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),
+        matrices=Matrices(MAX_MATRIX_BYTES),
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)

@@ -1,12 +1,14 @@
 """From a trace and a query cell to the weights that the network used there: pure functions on the host.
 
-Weights are float64, so that small ones do not vanish, and sum to 1 unless stated otherwise. A cell is (row,
-column) in the trace's grid.
+All is computed in float64, so that small weights do not vanish. A cell is (row, column) in the trace's grid. A
+block's attention is a matrix A, whose row is what a cell looks at (sum 1), and whose column is who looks at it.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.traces import Trace
@@ -20,10 +22,48 @@ def cell_of(x: float, y: float, width: int, height: int, grid: tuple[int, int]) 
     return min(rows - 1, int((y + 0.5) * rows / height)), min(columns - 1, int((x + 0.5) * columns / width))
 
 
+def cells_of(member: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
+    """The share of an image's true pixels that fall into each cell: [h, w], sum 1 if there are any.
+
+    Args:
+        member: [H, W] of the image
+    """
+    pixels = torch.from_numpy(member).double()
+    for axis, cells in enumerate(grid):
+        size = pixels.shape[axis]
+        index = ((torch.arange(size, dtype=torch.float64) + 0.5) * cells / size).long().clamp(max=cells - 1)
+        shape = (cells, pixels.shape[1]) if axis == 0 else (pixels.shape[0], cells)
+        pixels = pixels.new_zeros(shape).index_add_(axis, index, pixels)
+    return pixels / pixels.sum().clamp(min=1)
+
+
+def one_cell(cell: Cell, grid: tuple[int, int]) -> Tensor:
+    """[H, W], 1 at the cell."""
+    weights = torch.zeros(grid, dtype=torch.float64)
+    weights[cell] = 1.0
+    return weights
+
+
 def criss_cross_map(trace: Trace, cell: Cell) -> Tensor:
     """What one pass of criss-cross attention looks at from a cell: [H, W], zero off the cell's row and column."""
     row, column = cell
-    return _criss_cross_rows(trace, torch.tensor([row]), torch.tensor([column]))[0]
+    query = trace.query[:, row, column].double()
+    on_column = query @ trace.key[:, :, column].double()
+    on_column[row] = float("-inf")  # the cell itself counts once: in its row
+    on_row = query @ trace.key[:, row].double()
+    weights = torch.cat([on_column, on_row]).mul(trace.scale).softmax(0)
+    return _cross(weights[: len(on_column)], weights[len(on_column) :], cell)
+
+
+def criss_cross_map_to(trace: Trace, cell: Cell) -> Tensor:
+    """Which cells look at a cell in one pass, and how much each: [H, W], zero off the cell's row and column.
+
+    The weight of a cell depends on all that it might look at instead, so all attention of the cross's cells is needed.
+    """
+    row, column = cell
+    _, along_row = _attention_of_row(trace, row)
+    _, along_column = _attention_of_column(trace, column)
+    return _cross(along_column[:, row], along_row[:, column], cell)
 
 
 def composed_criss_cross_map(first: Trace, second: Trace, cell: Cell) -> Tensor:
@@ -34,25 +74,56 @@ def composed_criss_cross_map(first: Trace, second: Trace, cell: Cell) -> Tensor:
     and residual. It is how information reaches a cell from anywhere (CCNet, section 3.3).
     """
     row, column = cell
-    height, width = first.grid
-    rows = torch.cat([torch.full((width,), row), torch.arange(height)])
-    columns = torch.cat([torch.arange(width), torch.full((height,), column)])
-    weights = criss_cross_map(second, cell)[rows, columns]
-    weights[width + row] = 0.0  # the cell itself, listed with its row already
-    return torch.einsum("n,nhw->hw", weights, _criss_cross_rows(first, rows, columns))
+    weights = criss_cross_map(second, cell)
+    on_row, on_column = weights[row].clone(), weights[:, column].clone()
+    on_column[row] = 0.0  # in its row already
+    columns_of_row, along_row = _attention_of_row(first, row)
+    rows_of_column, along_column = _attention_of_column(first, column)
+    seen = on_row * columns_of_row + on_column[:, None] * rows_of_column
+    seen[row] += on_row @ along_row
+    seen[:, column] += on_column @ along_column
+    return seen
+
+
+def rollout_criss_cross_map(first: Trace, second: Trace, cell: Cell) -> Tensor:
+    """What two passes look at together, with their residuals: [H, W], sum 1.
+
+    The cell's row of R2 R1, where R = (|gamma| A + I) / (1 + |gamma|): a pass adds gamma times what it looks at to
+    what was there, which is a look at the cell itself. So it is attention rollout (arXiv 2005.00928), its two equal
+    halves replaced by the weights that this network has learnt. The value projection is in neither; with a gamma
+    near 0, as trained networks often have it, nearly all weight stays at the cell.
+    """
+    first_share, second_share = _context_share(first), _context_share(second)
+    seen = first_share * second_share * composed_criss_cross_map(first, second, cell)
+    seen += first_share * (1 - second_share) * criss_cross_map(first, cell)
+    seen += second_share * (1 - first_share) * criss_cross_map(second, cell)
+    seen[cell] += (1 - first_share) * (1 - second_share)
+    return seen
+
+
+def with_residual(trace: Trace, attended: Tensor, before: Tensor) -> Tensor:
+    """One pass of `rollout_criss_cross_map`, given A times what was before."""
+    share = _context_share(trace)
+    return share * attended + (1 - share) * before
 
 
 def dense_map(trace: Trace, cell: Cell) -> Tensor:
     """What non-local attention looks at from a cell: [H, W]."""
-    weights = _weights(trace, cell, trace.key.double().flatten(1))
-    return weights.view(trace.grid)
+    row, column = cell
+    affinity = _affinity(trace.query[:, row, column].double()[:, None, None], trace.key)
+    return affinity.mul_(trace.scale).flatten().softmax(0).view(trace.grid)
 
 
 def anchor_weights(trace: Trace, cell: Cell) -> dict[int, Tensor]:
     """What pyramid attention looks at from a cell: scale s to its anchors' weights [s, s]; together they sum to 1."""
-    weights = _weights(trace, cell, trace.key.double())
-    parts = weights.split([scale * scale for scale in trace.pool_scales])  # type: ignore[no-untyped-call]
-    return {scale: part.view(scale, scale) for scale, part in zip(trace.pool_scales, parts, strict=True)}
+    query = trace.query[:, cell[0], cell[1]].double()
+    return by_scale((trace.scale * (query @ trace.key.double())).softmax(0), trace.pool_scales)
+
+
+def by_scale(anchors: Tensor, scales: tuple[int, ...]) -> dict[int, Tensor]:
+    """Anchors [S] as scale s to [s, s]."""
+    parts = anchors.split([scale * scale for scale in scales])  # type: ignore[no-untyped-call]
+    return {scale: part.view(scale, scale) for scale, part in zip(scales, parts, strict=True)}
 
 
 def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Tensor:
@@ -62,38 +133,57 @@ def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Ten
     """
     height, width = grid
     return torch.stack(
-        [
-            _pooling_matrix(height, scale).T @ weights @ _pooling_matrix(width, scale)
-            for scale, weights in anchors.items()
-        ]
+        [pooling_matrix(height, scale).T @ weights @ pooling_matrix(width, scale) for scale, weights in anchors.items()]
     ).sum(0)
 
 
-def _criss_cross_rows(trace: Trace, rows: Tensor, columns: Tensor) -> Tensor:
-    """Maps [N, H, W] of N cells at once."""
-    query, key = trace.query.double()[:, rows, columns], trace.key.double()  # [C, N], [C, H, W]
-    height = key.shape[1]
-    on_column = torch.einsum("cn,chn->nh", query, key[:, :, columns])
-    # The cell itself counts once: in its row.
-    on_column[torch.arange(len(rows)), rows] = float("-inf")
-    on_row = torch.einsum("cn,cnw->nw", query, key[:, rows, :])
-    attention = torch.cat([on_column, on_row], dim=1).mul(trace.scale).softmax(1)
-    maps = attention.new_zeros(len(rows), *trace.grid)
-    index = torch.arange(len(rows))
-    maps[index, :, columns] = attention[:, :height]
-    maps[index, rows, :] += attention[:, height:]
-    return maps
-
-
-def _weights(trace: Trace, cell: Cell, keys: Tensor) -> Tensor:
-    """Softmax over keys [C, S]: [S]."""
-    query = trace.query.double()[:, cell[0], cell[1]]
-    return (trace.scale * (query @ keys)).softmax(0)
-
-
-def _pooling_matrix(size: int, cells: int) -> Tensor:
+def pooling_matrix(size: int, cells: int) -> Tensor:
     """[cells, size], row i averaging the positions that adaptive pooling gives to cell i; windows may overlap."""
     position, cell = torch.arange(size), torch.arange(cells).unsqueeze(1)
     start, end = cell * size // cells, -((-(cell + 1) * size) // cells)
     window = ((position >= start) & (position < end)).double()
     return window / window.sum(1, keepdim=True)
+
+
+def _cross(on_column: Tensor, on_row: Tensor, cell: Cell) -> Tensor:
+    """A map [H, W] of the weights on a cell's column [H] and row [W]; of its own weight, the row's counts."""
+    weights = on_row.new_zeros(len(on_column), len(on_row))
+    weights[:, cell[1]] = on_column
+    weights[cell[0]] = on_row
+    return weights
+
+
+def _attention_of_row(trace: Trace, row: int) -> tuple[Tensor, Tensor]:
+    """All attention of a row's cells: [H, W] up and down their columns without themselves; [W, W] along the row."""
+    query = trace.query[:, row].double()
+    off = _affinity(query[:, None, :], trace.key)
+    off[row] = float("-inf")
+    along = query.T @ trace.key[:, row].double()
+    weights = torch.cat([off.T, along], dim=1).mul_(trace.scale).softmax(1)
+    return weights[:, : len(off)].T, weights[:, len(off) :]
+
+
+def _attention_of_column(trace: Trace, column: int) -> tuple[Tensor, Tensor]:
+    """All attention of a column's cells: [H, W] left and right of it without themselves; [H, H] along the column."""
+    query = trace.query[:, :, column].double()
+    off = _affinity(query[:, :, None], trace.key)
+    off[:, column] = float("-inf")
+    along = query.T @ trace.key[:, :, column].double()
+    weights = torch.cat([off, along], dim=1).mul_(trace.scale).softmax(1)
+    return weights[:, : off.shape[1]], weights[:, off.shape[1] :]
+
+
+def _affinity(query: Tensor, key: Tensor) -> Tensor:
+    """Sum over channels of query [C, 1 or H, 1 or W] times key [C, H, W]: [H, W].
+
+    A channel at a time stays in the cache; all in float64 at once would take ten times as long.
+    """
+    affinity = query.new_zeros(key.shape[1:])
+    for one, other in zip(query, key, strict=True):
+        affinity.addcmul_(one.expand_as(affinity), other.float().double())
+    return affinity
+
+
+def _context_share(trace: Trace) -> float:
+    gamma = 1.0 if trace.gamma is None else abs(float(trace.gamma))
+    return gamma / (1 + gamma)

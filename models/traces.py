@@ -25,6 +25,7 @@ class Trace:
         key: [B, C, H, W]; pooled to [B, C, S] when `pool_scales` is set; without B for one image
         scale: the factor on the affinity (1 for criss-cross, d^-1/2 for the others)
         pool_scales: grid sizes of a pyramid block, coarse to fine; S is the sum of their squares
+        gamma: [] or [1], the factor that the block's context has beside its residual, where there is one factor
     """
 
     block: Block
@@ -33,6 +34,7 @@ class Trace:
     key: Tensor
     scale: float = 1.0
     pool_scales: tuple[int, ...] = ()
+    gamma: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -45,7 +47,8 @@ class Trace:
 
     def of_image(self, index: int) -> Trace:
         """The trace of one image of the batch, copied to host memory in half precision."""
-        return replace(self, query=_to_host(self.query[index]), key=_to_host(self.key[index]))
+        gamma = None if self.gamma is None else self.gamma.detach().float().cpu().clone()
+        return replace(self, query=_to_host(self.query[index]), key=_to_host(self.key[index]), gamma=gamma)
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.transforms": {"models.ops"},
     "models.windows": {"models.ops", "models.transforms"},
     "models.attention_maps": {"models.traces"},
+    "models.attention_matrices": {"models.attention_maps", "models.traces"},
     "models.backbones": {"models.backbones", "models.layers", "models.ops", "models.errors"},
     "models.heads": {"models.heads", "models.layers", "models.ops", "models.traces", "models.errors"},
     "training": {"training", "models"},

@@ -1,80 +1,220 @@
-"""A record's attention: picks the block, asks the models for the map, renders it."""
+"""A record's attention: which block a question means, and the weights that answer it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.api.matrices import Matrices
 from app.api.record import Record
-from app.api.rendering import original
-from app.api.schemas import AttentionInfo, AttentionReply, BlockInfo, Cell, ImageSize, WeightedCell
-from app.colormaps import COLORMAPS, ColormapName
 from app.errors import InvalidParameter
-from app.imaging import ImageFormat, blend, encode_rgb, mark, resize_map
 from models import Trace, attention_maps
+from models.attention_matrices import PyramidMatrix
 
 COMPOSED = "composed"
-TOP = 10
-MAX_GAIN = 100
+Compose = Literal["product", "rollout"]
+Direction = Literal["from", "to"]
+Map = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    Attributes:
+        about: a pixel (x, y), or a class by name or id, for the average over its pixels
+        block, step, compose: None for the block's own default
+        direction: what that looks at, or who looks at it
+    """
+
+    about: tuple[int, int] | str
+    block: str | None = None
+    step: str | None = None
+    compose: Compose | None = None
+    level: str = "all"
+    direction: Direction = "from"
 
 
 @dataclass(frozen=True)
 class AttentionMap:
     """
     Attributes:
-        point: (x, y) in the image
-        cell: (row, column) in the block's grid
-        weights: [h, w] on that grid
-        step, level: what was chosen, None where the block has no such choice
-        anchors: of a pyramid block, weights by pool scale
+        weights: [h, w] on the block's grid
+        block, step, compose, level: what was chosen, None where the block has no such choice
+        point, cell: the pixel (x, y) and its (row, column) in the grid, None for a class
+        class_id: None for a pixel
+        anchors: of what is looked at through a pyramid, weights by pool scale
+        gamma: of a rollout, the factor beside the residual
     """
 
     block: str
-    point: tuple[int, int]
-    cell: tuple[int, int]
-    weights: NDArray[np.float64]
+    weights: Map
+    direction: Direction = "from"
     step: str | None = None
+    compose: Compose | None = None
     level: str | None = None
-    anchors: Mapping[str, NDArray[np.float64]] | None = None
+    point: tuple[int, int] | None = None
+    cell: tuple[int, int] | None = None
+    class_id: int | None = None
+    anchors: Mapping[str, Map] | None = None
+    gamma: float | None = None
 
     @property
-    def on_cross(self) -> float:
+    def on_cross(self) -> float | None:
         """Share of the weight on the cell's own row and column."""
+        if self.cell is None:
+            return None
         row, column = self.cell
-        return float(self.weights[row].sum() + self.weights[:, column].sum() - self.weights[row, column])
+        on_it = self.weights[row].sum() + self.weights[:, column].sum() - self.weights[self.cell]
+        return float(on_it / max(self.weights.sum(), np.finfo(np.float64).tiny))
 
     @property
     def entropy(self) -> float:
-        """In bits: log2 of how many cells are looked at, were all of them looked at alike."""
+        """In bits, of the shares of the sum: log2 of how many cells it would be, had all the same."""
         positive = self.weights[self.weights > 0]
-        return float(-(positive * np.log2(positive)).sum())
+        shares = positive / positive.sum()
+        return float(-(shares * np.log2(shares)).sum())
 
 
-def attention_map(
-    record: Record, point: tuple[int, int], block: str | None, step: str | None, level: str
-) -> AttentionMap:
-    """What the pixel at `point` (x, y) looked at.
+def attention_map(record: Record, question: Question, matrices: Matrices) -> AttentionMap:
+    """The answer to a question.
 
     Raises:
-        InvalidParameter: the point is outside the image, or the result has no such block, step or level
+        InvalidParameter: the point is outside the image, no pixel has the class, or the result has no such block,
+            step or level
     """
-    traces = _traces(record, block)
-    cell = _cell(record, point, traces[0].grid)
-    chosen = _step(traces, step)
-    _check_level(traces[0], level)
+    traces = traces_of(record, question.block)
+    step = _step(traces, question.step)
+    compose = _compose(step, question.compose)
+    level = _level(traces[0], question.level)
+    asked = _Asked(record, traces if step == COMPOSED else [traces[int(step or 1) - 1]], question, matrices)
+    anchors = None
     if traces[0].pool_scales:
-        return _pyramid_map(traces[0], point, cell, level)
-    if chosen == COMPOSED:
-        weights = attention_maps.composed_criss_cross_map(traces[0], traces[1], cell)
-    elif traces[0].block == "cca":
-        weights = attention_maps.criss_cross_map(traces[int(chosen or 1) - 1], cell)
+        weights, anchors = asked.of_pyramid(level or "all")
     else:
-        weights = attention_maps.dense_map(traces[0], cell)
-    return AttentionMap(traces[0].block, point, cell, weights.numpy(), step=chosen)
+        weights = asked.of_cells(compose == "rollout")
+    gamma = traces[0].gamma
+    return AttentionMap(
+        block=traces[0].block,
+        weights=weights,
+        direction=question.direction,
+        step=step,
+        compose=compose,
+        level=level,
+        point=None if isinstance(question.about, str) else question.about,
+        cell=asked.cell,
+        class_id=asked.class_id,
+        anchors=anchors,
+        gamma=float(gamma) if compose == "rollout" and gamma is not None else None,
+    )
+
+
+class _Asked:
+    """A question together with the traces that it is about: one, or two to compose.
+
+    What a cell looks at is one row, cheap to compute, exactly and alone. All else is a product with the matrix.
+    """
+
+    def __init__(self, record: Record, traces: list[Trace], question: Question, matrices: Matrices) -> None:
+        self.cell: tuple[int, int] | None = None
+        self.class_id: int | None = None
+        self._record, self._traces, self._matrices = record, traces, matrices
+        self._is_from = question.direction == "from"
+        grid = traces[0].grid
+        if isinstance(question.about, str):
+            self.class_id = class_id(record, question.about)
+            self._given = attention_maps.cells_of(record.segmentation.mask == self.class_id, grid)
+        else:
+            self.cell = _cell(record, question.about, grid)
+            self._given = attention_maps.one_cell(self.cell, grid)
+
+    def of_pyramid(self, level: str) -> tuple[Map, Mapping[str, Map] | None]:
+        """Weights through one level or all, and the anchors of all, which only what is looked at has."""
+        trace = self._traces[0]
+        if self._is_from and self.cell is not None:
+            anchors = attention_maps.anchor_weights(trace, self.cell)
+        else:
+            matrix = self._matrices.get(self._record.id, trace)
+            assert isinstance(matrix, PyramidMatrix)
+            if not self._is_from:
+                return matrix.looking_at(self._given, None if level == "all" else int(level)).numpy(), None
+            anchors = matrix.anchors(self._given)
+        shown = anchors if level == "all" else {int(level): anchors[int(level)]}
+        by_scale = {str(scale): anchor.numpy() for scale, anchor in anchors.items()}
+        return attention_maps.back_projected_map(shown, trace.grid).numpy(), by_scale
+
+    def of_cells(self, is_rollout: bool) -> Map:
+        if self.cell is not None and self._is_from:
+            return self._row(self.cell, is_rollout)
+        if self.cell is not None and self._traces[0].block == "cca" and len(self._traces) == 1:
+            return attention_maps.criss_cross_map_to(self._traces[0], self.cell).numpy()
+        # Read from the right, A2 A1 v; from the left, v A2 A1.
+        seen = self._given
+        for trace in reversed(self._traces) if self._is_from else self._traces:
+            matrix = self._matrices.get(self._record.id, trace)
+            attended = matrix.looked_at(seen) if self._is_from else matrix.looking_at(seen)
+            seen = attention_maps.with_residual(trace, attended, seen) if is_rollout else attended
+        return seen.numpy()
+
+    def _row(self, cell: tuple[int, int], is_rollout: bool) -> Map:
+        if self._traces[0].block != "cca":
+            return attention_maps.dense_map(self._traces[0], cell).numpy()
+        if len(self._traces) == 1:
+            return attention_maps.criss_cross_map(self._traces[0], cell).numpy()
+        first, second = self._traces
+        if is_rollout:
+            return attention_maps.rollout_criss_cross_map(first, second, cell).numpy()
+        return attention_maps.composed_criss_cross_map(first, second, cell).numpy()
+
+
+def blocks_of(record: Record) -> list[str]:
+    """
+    Raises:
+        InvalidParameter: it has none
+    """
+    traces = record.segmentation.traces
+    if not traces:
+        raise InvalidParameter(
+            f"result {record.id} has no attention: it was made with attention=false, or by a model without any"
+        )
+    return list(dict.fromkeys(trace.block for trace in traces))
+
+
+def traces_of(record: Record, block: str | None) -> list[Trace]:
+    """The traces of one block in order of its steps; without a name, of the last block."""
+    blocks = blocks_of(record)
+    if block is not None and block not in blocks:
+        raise InvalidParameter(f"the model has no block {block!r}; it has {', '.join(blocks)}")
+    return [trace for trace in record.segmentation.traces if trace.block == (block or blocks[-1])]
+
+
+def steps_of(traces: list[Trace]) -> list[str]:
+    """Of criss-cross attention, the one block that may run more than once."""
+    if traces[0].block != "cca":
+        return []
+    return [str(trace.step) for trace in traces] + [COMPOSED] * (len(traces) == 2)
+
+
+def levels_of(trace: Trace) -> list[str]:
+    return ["all", *map(str, trace.pool_scales)] if trace.pool_scales else []
+
+
+def class_id(record: Record, name: str) -> int:
+    """The id of a class given by name or id that some pixel of the mask has.
+
+    Raises:
+        InvalidParameter: none has; the message lists those that some have
+    """
+    names = record.spec.classes.names
+    found = names.index(name) if name in names else int(name) if name.isdecimal() else -1
+    present = np.flatnonzero(np.bincount(record.segmentation.mask.ravel())).tolist()
+    if found not in present:
+        there = ", ".join(names[index] for index in present)
+        raise InvalidParameter(f"class: no pixel of the mask is {name!r}; there are {there}")
+    return found
 
 
 def _cell(record: Record, point: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
@@ -87,135 +227,23 @@ def _cell(record: Record, point: tuple[int, int], grid: tuple[int, int]) -> tupl
     return attention_maps.cell_of(*point, width, height, grid)
 
 
-def _pyramid_map(trace: Trace, point: tuple[int, int], cell: tuple[int, int], level: str) -> AttentionMap:
-    anchors = attention_maps.anchor_weights(trace, cell)
-    shown = anchors if level == "all" else {int(level): anchors[int(level)]}
-    weights = attention_maps.back_projected_map(shown, trace.grid)
-    by_scale = {str(scale): anchor.numpy() for scale, anchor in anchors.items()}
-    return AttentionMap(trace.block, point, cell, weights.numpy(), level=level, anchors=by_scale)
-
-
-def describe(record: Record) -> AttentionInfo:
-    """Blocks, steps, levels and grids that can be asked for."""
-    width, height = record.size
-    return AttentionInfo(
-        id=record.id,
-        model=record.spec.name,
-        image=ImageSize(width=width, height=height),
-        blocks=[_describe(_traces(record, block)) for block in _blocks(record)],
-    )
-
-
-def to_reply(record: Record, found: AttentionMap) -> AttentionReply:
-    rows, columns = found.weights.shape
-    heaviest = np.argsort(found.weights, axis=None)[::-1][:TOP]
-    anchors = found.anchors
-    return AttentionReply(
-        id=record.id,
-        model=record.spec.name,
-        block=found.block,
-        step=found.step,
-        level=found.level,
-        x=found.point[0],
-        y=found.point[1],
-        cell=Cell(row=found.cell[0], column=found.cell[1]),
-        grid=ImageSize(width=columns, height=rows),
-        sum=float(found.weights.sum()),
-        max=float(found.weights.max()),
-        entropy=found.entropy,
-        on_cross=found.on_cross,
-        anchors=anchors and {scale: anchor.tolist() for scale, anchor in anchors.items()},
-        levels=anchors and {scale: float(anchor.sum()) for scale, anchor in anchors.items()},
-        top=[
-            WeightedCell(row=index // columns, column=index % columns, weight=float(found.weights.flat[index]))
-            for index in heaviest.tolist()
-        ],
-        weights=found.weights.tolist(),
-    )
-
-
-def to_npy(found: AttentionMap) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, found.weights)
-    return buffer.getvalue()
-
-
-def render_heat(
-    record: Record,
-    found: AttentionMap,
-    clip: float,
-    colormap: ColormapName,
-    alpha: float | None,
-    image_format: ImageFormat,
-) -> bytes:
-    """The map in colours at the image's size; over the image with the point marked, unless alpha is None."""
-    width, height = record.size
-    heat = resize_map(_normalized(found.weights, clip), (height, width))
-    colors = COLORMAPS[colormap][(heat.clip(0, 1) * 255).round().astype(np.uint8)]
-    if alpha is None:
-        return encode_rgb(colors, image_format)
-    return encode_rgb(mark(blend(original(record), colors, alpha), found.point), image_format)
-
-
-def _normalized(weights: NDArray[np.float64], clip: float) -> NDArray[np.float32]:
-    """Weights as 0 to 1, all above the percentile as 1, since a few heavy cells would leave the rest black.
-
-    The percentile is of the weights above zero: off a cross there are none, and these must not decide. Nor may
-    it make weights look full that are nothing beside the largest: it ends at a share of that one.
-    """
-    positive = weights[weights > 0]
-    if not positive.size:
-        return weights.astype(np.float32)
-    ceiling = max(float(np.percentile(positive, clip)), float(positive.max()) / MAX_GAIN)
-    return (weights / ceiling).clip(0, 1).astype(np.float32)
-
-
-def _blocks(record: Record) -> list[str]:
-    traces = record.segmentation.traces
-    if not traces:
-        raise InvalidParameter(
-            f"result {record.id} has no attention: it was made with attention=false, or by a model without any"
-        )
-    return list(dict.fromkeys(trace.block for trace in traces))
-
-
-def _traces(record: Record, block: str | None) -> list[Trace]:
-    """The traces of one block in order of its steps; without a name, of the last block."""
-    blocks = _blocks(record)
-    if block is not None and block not in blocks:
-        raise InvalidParameter(f"the model has no block {block!r}; it has {', '.join(blocks)}")
-    return [trace for trace in record.segmentation.traces if trace.block == (block or blocks[-1])]
-
-
-def _steps(traces: list[Trace]) -> list[str]:
-    """Of criss-cross attention, the one block that may run more than once."""
-    if traces[0].block != "cca":
-        return []
-    return [str(trace.step) for trace in traces] + [COMPOSED] * (len(traces) == 2)
-
-
 def _step(traces: list[Trace], step: str | None) -> str | None:
-    steps = _steps(traces)
+    steps = steps_of(traces)
     if step is not None and step not in steps:
         raise InvalidParameter(f"the block has no step {step!r}; it has {', '.join(steps) or 'only one'}")
     return step or (steps[-1] if steps else None)
 
 
-def _levels(trace: Trace) -> list[str]:
-    return ["all", *map(str, trace.pool_scales)] if trace.pool_scales else []
+def _compose(step: str | None, compose: Compose | None) -> Compose | None:
+    if step == COMPOSED:
+        return compose or "product"
+    if compose is not None:
+        raise InvalidParameter(f"compose is {compose}, but a single step is asked for, and there is nothing to compose")
+    return None
 
 
-def _check_level(trace: Trace, level: str) -> None:
-    levels = _levels(trace)
+def _level(trace: Trace, level: str) -> str | None:
+    levels = levels_of(trace)
     if level not in ("all", *levels):
         raise InvalidParameter(f"the block has no level {level!r}; it has {', '.join(levels) or 'none'}")
-
-
-def _describe(traces: list[Trace]) -> BlockInfo:
-    rows, columns = traces[0].grid
-    return BlockInfo(
-        block=traces[0].block,
-        steps=_steps(traces),
-        levels=_levels(traces[0]),
-        grid=ImageSize(width=columns, height=rows),
-    )
+    return level if levels else None

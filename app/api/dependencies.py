@@ -10,6 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from app.api.matrices import Matrices
 from app.api.record import Record
 from app.engine.engine import Engine
 from app.metrics import Metrics
@@ -32,6 +33,7 @@ class Services:
     results: ResultStore[Record]
     metrics: Metrics
     codecs: ThreadPoolExecutor
+    matrices: Matrices
 
     async def in_codec_thread(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs

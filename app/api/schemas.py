@@ -64,29 +64,44 @@ class WeightedCell(Cell):
     weight: float
 
 
+class ClassPixels(BaseModel):
+    id: int
+    name: str
+    pixels: int = Field(description="Of the mask.")
+
+
 class AttentionReply(BaseModel):
+    """Members that do not apply are absent."""
+
     id: str
     model: str
     block: str
     step: str | None = Field(description="Of a recurrent block.")
+    compose: str | None = Field(description="Of both steps together.")
     level: str | None = Field(description="Of a pyramid block.")
-    x: int
-    y: int
-    cell: Cell = Field(description="Where the pixel lies in the grid.")
+    direction: str
+    x: int | None
+    y: int | None
+    of_class: ClassPixels | None = Field(
+        serialization_alias="class", description="The class whose pixels were averaged over, in place of a point."
+    )
+    cell: Cell | None = Field(description="Where the pixel lies in the grid.")
     grid: ImageSize
-    sum: float
+    sum: float = Field(description="1 for what is looked at; for who looks, 1 is as much as the cell itself gives.")
     max: float
-    entropy: float = Field(description="Bits.")
-    on_cross: float = Field(description="Share of the weight on the cell's own row and column.")
+    entropy: float = Field(description="Bits, of the weights as shares of their sum.")
+    on_cross: float | None = Field(description="Share of the weight on the cell's own row and column.")
+    gamma: float | None = Field(description="Of a rollout: the factor of attention beside its residual.")
     anchors: dict[str, list[list[float]]] | None = Field(description="Of a pyramid block: weights by pool scale.")
     levels: dict[str, float] | None = Field(description="Of a pyramid block: share of the weight by pool scale.")
     top: list[WeightedCell] = Field(description="The heaviest cells.")
-    weights: list[list[float]] = Field(description="The whole map, rows of the grid.")
+    weights: list[list[float]] | None = Field(description="The whole map, rows of the grid.")
 
 
 class BlockInfo(BaseModel):
     block: str
     steps: list[str] = Field(description="Values of `step`; empty if the block runs once.")
+    composes: list[str] = Field(description="Values of `compose`; empty unless there are two steps.")
     levels: list[str] = Field(description="Values of `level`; empty unless the block is a pyramid.")
     grid: ImageSize
 
@@ -96,6 +111,7 @@ class AttentionInfo(BaseModel):
     model: str
     image: ImageSize
     blocks: list[BlockInfo]
+    classes: list[ClassPixels] = Field(description="Values of `class`: those that the mask has.")
 
 
 class ModelClass(BaseModel):

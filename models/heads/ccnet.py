@@ -46,7 +46,7 @@ class CCHead(FCNHead):
         traces = []
         for step in range(1, self.recurrence + 1):
             x, query, key = self.cca(x)
-            traces.append(Trace("cca", step, query, key))
+            traces.append(Trace("cca", step, query, key, gamma=self.cca.gamma.scale))
         return x, tuple(traces)
 
     def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:

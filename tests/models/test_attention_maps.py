@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,14 @@ from models.attention_maps import (
     anchor_weights,
     back_projected_map,
     cell_of,
+    cells_of,
     composed_criss_cross_map,
     criss_cross_map,
+    criss_cross_map_to,
     dense_map,
+    one_cell,
+    rollout_criss_cross_map,
+    with_residual,
 )
 from models.ops.attention import pyramid_pool
 from models.traces import Trace
@@ -79,6 +86,43 @@ def test_two_passes(grid: tuple[int, int], dense_criss_cross: Callable[[Trace], 
         assert_is(weights, expected, grid)
         assert weights.sum() == pytest.approx(1, abs=1e-12)
         assert (weights > 0).all()
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_who_looks_in_one_pass(
+    grid: tuple[int, int], spread: float, dense_criss_cross: Callable[[Trace], Tensor]
+) -> None:
+    trace = cross_trace(grid, spread=spread)
+    for expected, cell in zip(dense_criss_cross(trace).T, cells(grid), strict=True):
+        assert_is(criss_cross_map_to(trace, cell), expected, grid)
+
+
+@pytest.mark.parametrize("gamma", [0.7, -0.02, 0.0, None])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_rollout(grid: tuple[int, int], gamma: float | None, dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+    factor = None if gamma is None else torch.tensor(gamma, dtype=torch.float64)
+    first, second = (replace(cross_trace(grid, step), gamma=factor) for step in (1, 2))
+    size = abs(1.0 if gamma is None else gamma)
+    one, two = (
+        (size * dense_criss_cross(trace) + torch.eye(grid[0] * grid[1])) / (1 + size) for trace in (first, second)
+    )
+    for expected, cell in zip(two @ one, cells(grid), strict=True):
+        weights = rollout_criss_cross_map(first, second, cell)
+        assert_is(weights, expected, grid)
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+    step = with_residual(first, criss_cross_map(first, cell), one_cell(cell, grid))
+    assert_is(step, one[-1], grid)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (24, 32), (25, 31), (3, 5), (1, 1)])
+@pytest.mark.parametrize("grid", [(6, 8), (1, 1), (5, 3)])
+def test_shares_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    member = np.random.default_rng(0).random(size) < 0.4
+    expected = np.zeros(grid)
+    for y, x in np.argwhere(member):
+        expected[cell_of(x, y, size[1], size[0], grid)] += 1 / member.sum()
+    np.testing.assert_allclose(cells_of(member, grid).numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -50,8 +50,12 @@ async def test_info(client: httpx.AsyncClient, path: str, posted: dict[str, Any]
     info = (await client.get(f"{path}/info")).json()
     (block,) = info.pop("blocks")
     grid = block.pop("grid")
+    classes = info.pop("classes")
     assert info == {"id": posted["id"], "model": posted["model"], "image": {"width": 240, "height": 180}}
-    assert block == {"block": "cca", "steps": ["1", "2", "composed"], "levels": []}
+    assert block == {"block": "cca", "steps": ["1", "2", "composed"], "composes": ["product", "rollout"], "levels": []}
+    assert classes == [
+        {"id": one["class_id"], "name": one["class"], "pixels": one["area"]} for one in posted["predictions"]
+    ]
     assert grid["width"] > grid["height"] > 1
 
 
@@ -147,6 +151,14 @@ async def test_without_colours_the_overlay_is_the_image_and_a_ring(
         ({"format": "tiff"}, ["format"]),
         ({"x": "left"}, ["x"]),
         ({"z": "1"}, ["z"]),
+        ({"class": "sky"}, ["give x and y, or class"]),
+        ({"compose": "sum"}, ["compose"]),
+        ({"compose": "rollout", "step": "1"}, ["compose", "single step"]),
+        ({"direction": "up"}, ["direction"]),
+        ({"norm": "l2"}, ["norm"]),
+        ({"interp": "cubic"}, ["interp"]),
+        ({"size": "9"}, ["size"]),
+        ({"top": "1001"}, ["top"]),
     ],
 )
 async def test_wrong_parameters(
@@ -164,7 +176,7 @@ async def test_wrong_parameters(
 async def test_a_point_is_needed(client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None]) -> None:
     reply = await client.get(path)
     assert_problem(reply, 422, "invalid-parameter")
-    assert reply.json()["detail"] == "x: Field required; y: Field required"
+    assert "give x and y, or class" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(("point", "limit"), [((240, 0), 239), ((0, 180), 179), ((-1, 0), 239), ((0, -7), 179)])
@@ -210,7 +222,7 @@ async def test_levels_of_a_pyramid_add_up(client: httpx.AsyncClient, path_of: di
 
 async def test_pyramid_info(client: httpx.AsyncClient, path_of: dict[str, str]) -> None:
     blocks = (await client.get(f"{path_of['apnb']}/info")).json()["blocks"]
-    expected = {"steps": [], "levels": ["all", "1", "3", "6", "8"], "grid": {"width": 16, "height": 12}}
+    expected = {"steps": [], "composes": [], "levels": ["all", "1", "3", "6", "8"], "grid": {"width": 16, "height": 12}}
     assert blocks == [{"block": "afnb", **expected}, {"block": "apnb", **expected}]
 
 
@@ -243,3 +255,74 @@ async def test_non_local_has_no_levels(
 ) -> None:
     reply = await client.get(path_of["nl"], params={"x": 0, "y": 0, "level": "8"})
     assert_problem(reply, 422, "invalid-parameter")
+
+
+@pytest.mark.parametrize("question", [{"x": 5}, {"y": 5}, {"x": 5, "class": "sky"}])
+async def test_a_question_is_about_one_thing(
+    client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None], question: dict[str, Any]
+) -> None:
+    assert_problem(await client.get(path, params=question), 422, "invalid-parameter")
+
+
+async def test_a_class_by_name_or_id(client: httpx.AsyncClient, path: str, posted: dict[str, Any]) -> None:
+    one = posted["predictions"][0]
+    body, weights = await weights_of(client, path, **{"class": one["class"]})
+    assert body["class"] == {"id": one["class_id"], "name": one["class"], "pixels": one["area"]}
+    assert weights.sum() == pytest.approx(1, abs=1e-9)
+    assert {"x", "y", "cell", "on_cross"} & body.keys() == set()
+    assert body == (await weights_of(client, path, **{"class": one["class_id"]}))[0]
+
+
+async def test_a_class_that_is_not_there(
+    client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.get(path, params={"class": "unicorn"})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert "unicorn" in reply.json()["detail"]
+
+
+async def test_who_looks(client: httpx.AsyncClient, path: str) -> None:
+    body, weights = await weights_of(client, path, x=100, y=90, step="1", direction="to")
+    assert body["direction"] == "to"
+    assert body["on_cross"] == pytest.approx(1, abs=1e-9)
+    row, column = body["cell"].values()
+    back, seen = await weights_of(client, path, x=2, y=90, step="1")
+    assert back["cell"]["row"] == row
+    assert weights[row, back["cell"]["column"]] == pytest.approx(seen[row, column], rel=1e-9)
+
+
+async def test_rollout(client: httpx.AsyncClient, path: str) -> None:
+    body, weights = await weights_of(client, path, x=100, y=90, compose="rollout")
+    assert (body["step"], body["compose"]) == ("composed", "rollout")
+    assert weights.sum() == pytest.approx(1, abs=1e-9)
+    row, column = body["cell"].values()
+    gamma = abs(body["gamma"])
+    assert weights[row, column] >= (1 - 1e-12) / (1 + gamma) ** 2
+
+
+async def test_json_without_the_weights(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.get(path, params={"x": 1, "y": 1, "format": "json", "weights": "false", "top": 3})
+    assert "weights" not in reply.json()
+    assert len(reply.json()["top"]) == 3
+
+
+async def test_a_picture_of_the_maps_size(client: httpx.AsyncClient, path: str, decoded: Decoded) -> None:
+    reply = await client.get(path, params={"x": 9, "y": 9, "format": "png", "size": "map", "norm": "log"})
+    assert decoded(reply.content).shape == ((await weights_of(client, path, x=9, y=9))[1].shape + (3,))
+
+
+async def test_what_is_known_is_not_sent_again(client: httpx.AsyncClient, path: str) -> None:
+    first = await client.get(path, params={"x": 1, "y": 1})
+    tag = first.headers["etag"]
+    assert first.headers["cache-control"] == "private, max-age=600"
+    assert first.headers["server-timing"].startswith("attention;dur=")
+    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+        again = await client.get(path, params={"x": 1, "y": 1}, headers={"if-none-match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    for params, accept in (
+        ({"x": 2, "y": 1}, "*/*"),
+        ({"x": 1, "y": 1, "alpha": "0.5"}, "*/*"),
+        ({"x": 1, "y": 1}, "image/webp"),
+    ):
+        other = await client.get(path, params=params, headers={"if-none-match": tag, "accept": accept})
+        assert (other.status_code, other.headers["etag"] == tag) == (200, False)
