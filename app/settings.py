@@ -42,7 +42,10 @@ class Settings(BaseSettings):
 
     max_batch_size: int = Field(0, ge=0, description="Most images in one forward pass; 0 takes 1 on a CPU, 8 on CUDA.")
     max_batch_pixels: int = Field(4 << 20, gt=0, description="Most network-input pixels in one forward pass.")
-    max_queue_size: int = Field(64, gt=0, description="Most images waiting for the device.")
+    max_passes: int = Field(128, gt=0, description="Most forward passes of one image: windows, scales, mirror images.")
+    max_queue_size: int = Field(
+        64, gt=0, description="Most images waiting for the device; each of an image's passes counts."
+    )
     max_queue_bytes: int = Field(256 << 20, gt=0, description="Most bytes of images waiting for the device.")
 
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -44,3 +45,13 @@ class Timings:
     def server_timing(self) -> str:
         """Value of the `Server-Timing` header (W3C)."""
         return ", ".join(f"{name};dur={duration}" for name, duration in self.milliseconds().items())
+
+
+def total(records: Iterable[Timings]) -> Timings:
+    """All together, in a record of its own."""
+    stages: Counter[str] = Counter()
+    modules: Counter[str] = Counter()
+    for record in records:
+        stages.update(record.stages)
+        modules.update(record.modules)
+    return Timings(dict(stages), dict(modules))

@@ -15,7 +15,8 @@ from app.api.attention import attention_map, render_heat
 from app.api.record import Record
 from app.api.rendering import render_image
 from app.engine.device import Segmentation
-from app.engine.worker import Worker, prepare
+from app.engine.prepare import prepare
+from app.engine.worker import Worker
 from app.imaging import decode, encode_rgb
 from models import get_spec
 from training.scenes import draw_street
@@ -30,7 +31,7 @@ def segment(image: NDArray[np.uint8]) -> Record:
     spec, upload = get_spec(MODEL), encode_rgb(image)
     worker = Worker("auto", 0)
     worker.load(spec, spec.name)
-    prepared = prepare(upload, image.size, spec.preprocessing, wants_traces=True)
+    (prepared,) = prepare(upload, image.size, 1, spec, spec.inference, wants_traces=True)
     (segmentation,) = worker.run(MODEL, worker.stage([prepared])).outcomes
     assert isinstance(segmentation, Segmentation)
     return Record("example", spec, upload, segmentation)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.device import Outcome, Partial, Ran, Segmentation
 from app.engine.staging import Image, Staged
 from app.errors import InferenceFailed
 from app.timings import Timings
@@ -123,5 +123,7 @@ def _outcome(image: Image, timings: Timings) -> Outcome:
     (value,) = _values([image])
     if value == BAD:
         return InferenceFailed("the model failed on this image")
+    if image.assembly is not None and not image.assembly.add(image.part, torch.zeros(1, 1, 1), ()):
+        return Partial(timings)
     mask = np.full(image.original, value, dtype=np.uint8)
     return Segmentation(mask, mask, (), timings)

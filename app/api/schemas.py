@@ -17,6 +17,18 @@ class ResultQuery(BaseModel):
     alpha: float = Field(DEFAULT_ALPHA, ge=0, le=1, description="Weight of the colours in an overlay.")
 
 
+class SegmentQuery(ResultQuery):
+    model: str | None = Field(None, description="Name of a model, of those at /models; else the default.")
+    attention: bool = Field(True, description="Keep what /attention/{id} needs.")
+    mode: Literal["whole", "slide"] | None = Field(
+        None, description="The whole image at once, or windows that slide over it; else as the model was evaluated."
+    )
+    scales: str | None = Field(
+        None, description="Factors on the usual input size, as in 0.5,1,1.5: the mean of what each of them gives."
+    )
+    flip: bool | None = Field(None, description="Take the mirror image too.")
+
+
 class ImageSize(BaseModel):
     width: int
     height: int
@@ -130,6 +142,7 @@ class ModelInfo(BaseModel):
     dataset: str
     miou: float | None = Field(description="Percent, on the data set's test split; null if nobody has said.")
     input_rule: str
+    inference: str = Field(description="How the model looks at an image, unless a request says otherwise.")
     classes: list[ModelClass]
     licence: str
     source: str

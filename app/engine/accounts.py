@@ -7,11 +7,10 @@ import json
 import logging
 from typing import Any
 
-from app.engine.device import Segmentation
 from app.engine.jobs import Batch, Job
 from app.engine.threads import Finished
 from app.engine.waiting import Waiting
-from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError
 from app.metrics import Ending, Metrics
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class Accounts:
         self._metrics.wasted(model, done.seconds * lost / size)
         if done.ran.fits is not None:
             self._metrics.out_of_memory(model, "split" if done.ran.fits else "failed")
-        passes = {id(one.timings): one.timings for one in done.ran.outcomes if isinstance(one, Segmentation)}
+        passes = {id(one.timings): one.timings for one in done.ran.outcomes if not isinstance(one, ServiceError)}
         for timings in passes.values():
             self._metrics.modules(model, self._device, timings.modules)
 

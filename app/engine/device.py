@@ -37,7 +37,14 @@ class Segmentation:
         return self.mask.nbytes + self.confidence.nbytes + sum(trace.nbytes for trace in self.traces)
 
 
-Outcome = Segmentation | ServiceError
+@dataclass(frozen=True)
+class Partial:
+    """One pass of an image that needs more."""
+
+    timings: Timings
+
+
+Outcome = Segmentation | Partial | ServiceError
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from app.errors import (
     DeadlineExceeded,
     DeviceError,
     InferenceFailed,
-    LoadFailed,
     ModelNotLoaded,
     NotReady,
     Overloaded,
@@ -60,10 +59,8 @@ class Engine:
         self._stall_timeout = stall_timeout
         self._scheduler: Scheduler[Waiting] = Scheduler(policy)
         self._threads = DeviceThreads(worker, policy.slots)
-        self._specs = tuple(specs)
         self.models = Residents(worker, self._threads, policy.slots, metrics)
-        for spec in specs:
-            self.models.add(spec).loads += 1
+        self.models.plan(specs)
         self._changes = Changes(self._fail)
         self._task: asyncio.Task[None] | None = None
         self._on_failure: Callable[[], None] | None = None
@@ -92,7 +89,7 @@ class Engine:
         if self.state != "failed":
             self.state = "draining"
         self._changes.end()
-        accepted = [job.payload.future for job in self._scheduler.unfinished]
+        accepted = {job.payload.future for job in self._scheduler.unfinished}
         if accepted:
             _, pending = await asyncio.wait(accepted, timeout=drain_timeout)
             log.info("drained: %d images finished, %d refused", len(accepted) - len(pending), len(pending))
@@ -110,12 +107,13 @@ class Engine:
         if self.state != "ready":
             raise NotReady(f"the server is {self.state}", retry_after=1.0)
 
-    def check_room(self, model: str, caller: str, nbytes: int, deadline: float) -> None:
+    def check_room(self, model: str, caller: str, nbytes: int, deadline: float, passes: int = 1) -> None:
         """Refuse before an image has even been read what would be refused after it.
 
         Args:
             caller: the request's id; who comes back with the same one finds the place that it was promised
             nbytes: that the image is announced to have
+            passes: that it is expected to need
 
         Raises:
             NotReady, ModelNotLoaded: still loading, or going down
@@ -123,7 +121,7 @@ class Engine:
         """
         self.check_ready()
         self.models.serving(model)
-        job, now = Job(model, caller, nbytes, deadline, None), time.monotonic()
+        job, now = Job(model, caller, nbytes, deadline, None, passes), time.monotonic()
         try:
             self._scheduler.check(job, now)
         except Overloaded as exc:
@@ -132,7 +130,9 @@ class Engine:
             raise
 
     @contextmanager
-    def admitted(self, model: str, caller: str, nbytes: int, deadline: float) -> Iterator[Job[Waiting]]:
+    def admitted(
+        self, model: str, caller: str, nbytes: int, deadline: float, passes: int = 1
+    ) -> Iterator[Job[Waiting]]:
         """A place in the queue, from before an image is decoded until its answer is ready to be sent.
 
         Args:
@@ -143,7 +143,7 @@ class Engine:
         """
         loaded = self._serving(model)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        job = Job(model, caller, nbytes, deadline, Waiting(loop.create_future(), loaded))
+        job = Job(model, caller, nbytes, deadline, Waiting(loop.create_future(), loaded), passes)
         timer = loop.call_later(deadline - now, self._expire, deadline)
         loaded.hold()
         try:
@@ -161,16 +161,20 @@ class Engine:
             job.payload.leave()
             trace(job, nbytes, now)
 
-    async def segment(self, job: Job[Waiting], image: Image) -> Segmentation:
+    async def segment(self, job: Job[Waiting], images: Sequence[Image]) -> Segmentation:
         """Segment the image of a job that was let in.
+
+        Args:
+            images: one for each of the passes that it needs
 
         Raises:
             NotReady, QueueFull, DeadlineUnreachable, DeadlineExceeded, InferenceFailed, OutOfMemory
         """
         if not job.payload.future.done():
-            job.payload.image = image
-            lane = Lane(job.model, (image.pixels.shape[0], image.pixels.shape[1]), job.payload.loaded.key)
-            self._scheduler.submit(job, lane, job.nbytes + image.pixels.nbytes, time.monotonic())
+            job.payload.images = tuple(images)
+            lane, *further = (Lane(job.model, image.input_size, job.payload.loaded.key) for image in images)
+            nbytes = job.nbytes + sum(image.pixels.nbytes for image in images)
+            self._scheduler.submit(job, lane, nbytes, time.monotonic(), further)
             self._dispatch()
         return await job.payload.future
 
@@ -219,14 +223,7 @@ class Engine:
             raise
 
     async def _load_and_watch(self) -> None:
-        for spec in self._specs:
-            try:
-                await self.models.load(spec)
-            except LoadFailed:
-                if spec is self._specs[0]:
-                    raise
-            finally:
-                self.models.model(spec.name).loads -= 1
+        await self.models.load_planned()
         self.state = "ready"
         ready = [model.spec.name for model in self.models.models if model.state == "ready"]
         log.info("ready: %s on %s", ", ".join(ready), self.device)
@@ -288,7 +285,7 @@ class Engine:
             return
         done = finished.result()
         outcomes = done.outcomes
-        clean = all(isinstance(outcome, Segmentation) for outcome in outcomes)
+        clean = not any(isinstance(outcome, ServiceError) for outcome in outcomes)
         self._scheduler.completed(
             batch, len(done.jobs), done.seconds if clean else None, time.monotonic(), done.ran.fits
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
 
 Payload = TypeVar("Payload")
@@ -29,13 +30,16 @@ class Lane:
 
 @dataclass(eq=False)
 class Job(Generic[Payload]):
-    """One image past the door, or asking to be let in.
+    """One image past the door, or asking to be let in; or one of the passes that it needs.
 
     Attributes:
         caller: whose it is; one that was refused is known by it when it comes back
         nbytes: it holds while it waits
         deadline: when its answer is no longer wanted, on the clock that the scheduler is given
+        passes: that it needs, as thought before the image has been decoded; a part is one
         lane: known once the image has been decoded
+        part: which of its caller's passes
+        others: the other parts, if this is the first
         admitted, submitted: when it was let in, and when it joined its lane
         predicted: seconds until it would be done, as thought when it was let in
     """
@@ -45,10 +49,27 @@ class Job(Generic[Payload]):
     nbytes: int
     deadline: float
     payload: Payload
+    passes: int = 1
     lane: Lane | None = None
+    part: int = 0
+    others: list[Job[Payload]] = field(default_factory=list)
     admitted: float = 0.0
     submitted: float = 0.0
     predicted: float | None = None
+
+    @property
+    def parts(self) -> list[Job[Payload]]:
+        """All passes, this one first."""
+        return [self, *self.others]
+
+    def divide(self, lanes: Sequence[Lane], nbytes: int, now: float) -> None:
+        """Make this the first of several parts, one for each of the lanes, which share what it holds."""
+        self.lane, self.nbytes, self.submitted, self.passes = lanes[0], nbytes, now, len(lanes)
+        share = nbytes // len(lanes)
+        self.others = [
+            replace(self, nbytes=share, passes=1, lane=lane, part=part, others=[], predicted=None)
+            for part, lane in enumerate(lanes[1:], 1)
+        ]
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ class Promise:
         nbytes, allowed: what the caller wants to have held, and the seconds it gives
         made, seconds: when it was first refused, and how long it was told to wait then
         due: when it was last told to come back
+        passes: that its image was thought to need
         called: its turn has come
         returned: it came when told, in vain
     """
@@ -32,6 +33,7 @@ class Promise:
     made: float
     seconds: float = 0.0
     due: float = 0.0
+    passes: int = 1
     called: bool = False
     returned: bool = False
 

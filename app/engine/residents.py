@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal, ParamSpec, TypeVar
@@ -66,9 +66,25 @@ class Residents:
         """All that were ever to be loaded."""
         return list(self._models.values())
 
-    def add(self, spec: ModelSpec) -> Model:
-        """Make a model known, without loading it."""
-        return self._models.setdefault(spec.name, Model(spec))
+    def plan(self, specs: Sequence[ModelSpec]) -> None:
+        """Make known what is to be loaded first."""
+        for spec in specs:
+            self._models[spec.name] = Model(spec, loads=1)
+
+    async def load_planned(self) -> None:
+        """Load what was planned, in that order.
+
+        Raises:
+            LoadFailed: the first of them; without any other there is something to serve still
+        """
+        for index, model in enumerate(self.models):
+            try:
+                await self.load(model.spec)
+            except LoadFailed:
+                if index == 0:
+                    raise
+            finally:
+                model.loads -= 1
 
     def model(self, name: str) -> Model:
         """
@@ -100,7 +116,7 @@ class Residents:
         Raises:
             LoadFailed: what has served before still does
         """
-        model = self.add(spec)
+        model = self._models.setdefault(spec.name, Model(spec))
         model.loads += 1
         try:
             # One at a time: two would share the memory that is left, and the threads that others need.

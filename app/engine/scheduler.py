@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from app.engine.cost import Costs, Surprise
+from app.engine.forecast import Forecast
 from app.engine.jobs import Batch, Job, Lane, Payload, Reason
 from app.engine.limits import Limits
 from app.engine.promises import Promise, Promises
@@ -44,6 +45,7 @@ class Scheduler(Generic[Payload]):
         self._running: list[Batch[Payload]] = []
         self._limits = Limits(policy.max_batch_size, policy.max_batch_pixels)
         self._costs = Costs()
+        self._forecast = Forecast(self._costs, self._limits, policy.slots)
         self._surprise = Surprise()
         self._promises = Promises()
         self._called = 0.0
@@ -84,8 +86,8 @@ class Scheduler(Generic[Payload]):
         if refusal and self._size < min(enough, self.policy.max_queue_size // 2):
             refusal = self._refusal(job, (0.0, 0.0), now) and refusal
         if refusal is not None:
-            promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now)
-            each = self._seconds_each(job.model)
+            promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now, passes=job.passes)
+            each = self._seconds_each(job)
             refusal.retry_after = self._promises.make(promise, refusal.retry_after or 0.0, each)
             raise refusal
 
@@ -100,24 +102,27 @@ class Scheduler(Generic[Payload]):
         job.admitted = now
         job.predicted = self._seconds_until_done(job, now)
         self._arriving[job] = None
-        self._size += 1
+        self._size += job.passes
         self._bytes += job.nbytes
 
-    def submit(self, job: Job[Payload], lane: Lane, nbytes: int, now: float) -> None:
+    def submit(self, job: Job[Payload], lane: Lane, nbytes: int, now: float, further: Sequence[Lane] = ()) -> None:
         """Queue a job that was let in, now that its size is known; if that is refused, it has lost its place.
 
         Args:
             nbytes: that it holds from now on
+            further: lanes of its other passes, if it needs more than one
 
         Raises:
             QueueFull, DeadlineUnreachable: as `check`
         """
         self.cancel(job)
-        job.lane, job.nbytes, job.submitted = lane, nbytes, now
+        job.divide((lane, *further), nbytes, now)
         self.check(job, now)
-        self._lanes.setdefault(lane, deque()).append(job)
-        self._size += 1
-        self._bytes += nbytes
+        job.passes, job.nbytes = 1, job.nbytes // len(job.parts)
+        for part, own in zip(job.parts, (lane, *further), strict=True):
+            self._lanes.setdefault(own, deque()).append(part)
+            self._size += 1
+            self._bytes += part.nbytes
 
     def next_batch(self, now: float) -> Batch[Payload] | None:
         """The batch to run next, or None.
@@ -136,7 +141,7 @@ class Scheduler(Generic[Payload]):
         reason: Reason = "full" if size == self.policy.max_batch_size else "idle" if size == len(waiting) else "pixels"
         batch = Batch(lane, [waiting[index] for index in range(size)], reason, now)
         for job in batch.jobs:
-            self.cancel(job)
+            self._remove(job)
         self._running.append(batch)
         self._call(now)
         return batch
@@ -161,7 +166,10 @@ class Scheduler(Generic[Payload]):
         self._call(now)
 
     def cancel(self, job: Job[Payload]) -> bool:
-        """Give up a job's place; false if it no longer has one."""
+        """Give up a job's place, those of its other parts too; false if it no longer has one."""
+        return sum(map(self._remove, job.parts)) > 0
+
+    def _remove(self, job: Job[Payload]) -> bool:
         if job in self._arriving:
             del self._arriving[job]
         elif job.lane in self._lanes and job in self._lanes[job.lane]:
@@ -170,7 +178,7 @@ class Scheduler(Generic[Payload]):
                 del self._lanes[job.lane]
         else:
             return False
-        self._size -= 1
+        self._size -= job.passes
         self._bytes -= job.nbytes
         return True
 
@@ -215,9 +223,9 @@ class Scheduler(Generic[Payload]):
 
     def _refusals(self, job: Job[Any], kept_free: tuple[float, float], now: float) -> Iterator[Overloaded]:
         ahead, spare = kept_free
-        each = self._seconds_each(job.model)
+        each = self._seconds_each(job)
         for name, held, one, limit in (
-            ("images", self._size, 1, self.policy.max_queue_size),
+            ("images", self._size, job.passes, self.policy.max_queue_size),
             ("bytes", self._bytes, job.nbytes, self.policy.max_queue_bytes),
         ):
             actual = math.ceil(held + one * (1 + ahead) + spare * limit)
@@ -226,7 +234,7 @@ class Scheduler(Generic[Payload]):
                 others = " or are promised a place" if ahead else ""
                 detail = f"{actual} {name} would be waiting{others}; the limit is {limit}"
                 further = max(0.0, (actual - limit) / max(one, held / max(1, self._size)) - 1)
-                wait = self._seconds_to_next_place(now) + further * each
+                wait = self._forecast.seconds_to_next_place(self._running, now) + further * each
                 yield QueueFull(detail, limit=limit, actual=actual, retry_after=wait)
         predicted = self._seconds_until_done(job, now)
         if predicted is None or not (self._size or self._running or ahead):
@@ -247,53 +255,29 @@ class Scheduler(Generic[Payload]):
         return (total - last) / self.policy.slots + last
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
-        """Device seconds of all that is here and of one more job, and those of that job's batch."""
-        counts = {lane: len(jobs) for lane, jobs in self._lanes.items()}
-        own = None if extra is None else extra.lane or self._costs.typical(extra.model)
-        if own is not None:
-            counts[own] = counts.get(own, 0) + 1
+        """Device seconds of all that is here and of one more job, and those of that job's last batch."""
+        counts = Counter({lane: len(jobs) for lane, jobs in self._lanes.items()})
         # Who has been decoded goes before those who have not.
-        arriving = self._arriving if extra is None or extra.lane is None else {}
-        for model, count in Counter(job.model for job in arriving).items():
-            lane = self._costs.typical(model)
-            counts[lane] = counts.get(lane, 0) + count
-        total = last = 0.0
-        for batch in self._running:
-            seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
-            if seconds is None:
-                return None
-            total += max(0.0, seconds - (0.0 if batch.started is None else now - batch.started))
-        for lane, count in counts.items():
-            limit = self._limits.of(lane)
-            full, rest = divmod(count - 1, limit)
-            most, remaining = self._costs.of_batch(lane, limit), self._costs.of_batch(lane, rest + 1)
-            if most is None or remaining is None:
-                return None
-            total += full * most + remaining
-            if lane == own:
-                last = remaining
-        return total, last
+        arriving = list(self._arriving) if extra is None or extra.lane is None else []
+        for job in arriving if extra is None else [*arriving, extra]:
+            if job.lane is None:
+                counts[self._costs.typical(job.model)] += job.passes
+            else:
+                counts.update(part.lane for part in job.parts if part.lane is not None)
+        own = None if extra is None else extra.parts[-1].lane or self._costs.typical(extra.model)
+        return self._forecast.work(counts, self._running, own, now)
 
-    def _seconds_each(self, model: str) -> float:
-        """From one place that comes free to the next."""
-        lane = self._costs.typical(model)
-        return (self._costs.of_batch(lane, limit := self._limits.of(lane)) or 0.0) / limit / self.policy.slots
-
-    def _seconds_to_next_place(self, now: float) -> float:
-        # Places come free when the next batch is taken, which is when a running one ends.
-        left = []
-        for batch in self._running:
-            seconds = self._costs.of_batch(batch.lane, len(batch.jobs))
-            if seconds is not None and batch.started is not None:
-                left.append(max(0.0, batch.started + seconds - now))
-        return min(left, default=1.0)
+    def _seconds_each(self, job: Job[Any]) -> float:
+        """From one place that comes free to the next, for jobs like this one."""
+        lane = self._costs.typical(job.model)
+        return job.passes * self._forecast.seconds_each(lane)
 
     def _call(self, now: float) -> None:
         """Note which of those who were refused would be let in now."""
         self._promises.lapse(now)
         while (promise := self._promises.next_in_line()) is not None:
             moment = promise.due if self._called < promise.due <= now else now
-            job = Job(promise.model, promise.caller, promise.nbytes, moment + promise.allowed, None)
+            job = Job(promise.model, promise.caller, promise.nbytes, moment + promise.allowed, None, promise.passes)
             if self._refusal(job, self._kept_free(job, moment), moment) is not None:
                 break
             self._promises.call(promise, moment)

@@ -9,22 +9,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.engine.assembly import Assembly
 from models.ops.upsample import Size
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image, ready for the device.
+    """One image, or a part of one, ready for the device.
 
     Attributes:
         pixels: [h, w, 3] uint8 RGB at the network's input size
         original: size of the image, and of its mask
         wants_traces: keep what the attention maps need
+        assembly: of an image that needs several passes, or is mirrored, what makes its mask of them
+        part: which of these passes it is
     """
 
     pixels: Tensor
     original: Size
     wants_traces: bool
+    assembly: Assembly | None = None
+    part: int = 0
+
+    @property
+    def input_size(self) -> Size:
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 @dataclass(frozen=True)

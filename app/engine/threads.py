@@ -79,7 +79,7 @@ class DeviceThreads:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, batch: Batch[Waiting], number: int) -> Finished:
-        staged = self._device.stage([job.payload.image for job in batch.jobs if job.payload.image is not None])
+        staged = self._device.stage([job.payload.images[job.part] for job in batch.jobs])
         with self._turns.turn(number):
             batch.started = started = time.monotonic()
             present = [index for index, job in enumerate(batch.jobs) if not job.payload.future.done()]

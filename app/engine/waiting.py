@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 
 from app.engine.device import Outcome, Segmentation
 from app.engine.loaded import Loaded
 from app.engine.staging import Image
 from app.errors import ServiceError
-from app.timings import Timings
+from app.timings import Timings, total
 
 
 @dataclass(eq=False)
@@ -17,12 +18,15 @@ class Waiting:
     """A caller; its image comes once it has been decoded.
 
     Attributes:
+        images: its image, one for each of the passes that it needs
         loaded: what served the model when it came, and segments its image
     """
 
     future: asyncio.Future[Segmentation]
     loaded: Loaded
-    image: Image | None = None
+    images: tuple[Image, ...] = ()
+    _passes: dict[int, Timings] = field(default_factory=dict)
+    _queued: float = math.inf
 
     # A caller that hung up has cancelled its future, and one that timed out has been answered; to set
     # a future twice raises. Replies look first, so that a lost caller can't break its batch mates.
@@ -34,8 +38,13 @@ class Waiting:
         if isinstance(outcome, ServiceError):
             self.fail(outcome)
         elif not self.future.done():
-            timings = Timings({"queue": queued, **outcome.timings.stages}, outcome.timings.modules)
-            self.future.set_result(replace(outcome, timings=timings))
+            # Passes that shared a batch share its record.
+            self._passes.setdefault(id(outcome.timings), outcome.timings)
+            self._queued = min(queued, self._queued)
+            if isinstance(outcome, Segmentation):
+                timings = total(self._passes.values())
+                timings.stages = {"queue": self._queued, **timings.stages}
+                self.future.set_result(replace(outcome, timings=timings))
 
     def fail(self, error: ServiceError) -> None:
         if not self.future.done():

@@ -11,34 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.device import Outcome, Partial, Ran, Segmentation
 from app.engine.memory import clear, reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
-from app.imaging import decode
 from app.timings import Timings
-from models import ModelSpec, Segmentor, create_model
+from models import ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
-from models.transforms import Preprocessing, normalize, resize
+from models.transforms import normalize
 
 WARMUP_PASSES = 2
 STAGES = ("preprocess", "forward", "postprocess")
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
-
-
-def prepare(data: bytes, max_pixels: int, preprocessing: Preprocessing, wants_traces: bool) -> Image:
-    """An image file, decoded and at the network's input size; the large array in between is let go.
-
-    Raises:
-        UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
-    """
-    pixels = torch.from_numpy(decode(data, max_pixels))
-    original = pixels.shape[0], pixels.shape[1]
-    size = preprocessing.input_size(original)
-    return Image(resize(pixels, size, antialias=preprocessing.antialias), original, wants_traces)
 
 
 def find_device(name: str) -> torch.device:
@@ -110,7 +98,7 @@ class Worker:
             OutOfMemory: there is no room for it
         """
         try:
-            segmentor = create_model(spec.name)
+            segmentor = load_model(spec)
             fold_batch_norm(segmentor)
             segmentor.to(self.device)
         except (torch.OutOfMemoryError, MemoryError):
@@ -216,21 +204,19 @@ class Worker:
             batch = normalize(staged.arrive(self.device), resident.spec.preprocessing)
         with clock.span("forward"):
             output = resident.segmentor(batch)
-        input_size = batch.shape[2], batch.shape[3]
         with clock.span("postprocess"):
             with clock.span("upsample_argmax"):
-                tails = [
-                    upsample_argmax(logits, input_size, image.original, align_corners=resident.segmentor.align_corners)
-                    for logits, image in zip(output.logits, images, strict=True)
-                ]
+                masks = [_mask(image, output, index, resident.segmentor) for index, image in enumerate(images)]
             results: list[Outcome] = [
-                Segmentation(
-                    ids.cpu().numpy(),
-                    confidence.cpu().numpy(),
-                    tuple(trace.of_image(index) for trace in output.traces) if image.wants_traces else (),
+                Partial(timings)
+                if mask is None
+                else Segmentation(
+                    mask[0].cpu().numpy(),
+                    mask[1].cpu().numpy(),
+                    _traces(image, output, index) if image.assembly is None else image.assembly.traces,
                     timings,
                 )
-                for index, (image, (ids, confidence)) in enumerate(zip(images, tails, strict=True))
+                for index, (image, mask) in enumerate(zip(images, masks, strict=True))
             ]
         # On CUDA these are the device's own times: a host clock would see only how long the launches took.
         timings.modules = clock.collect()
@@ -241,3 +227,17 @@ class Worker:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _mask(image: Image, output: Output, index: int, segmentor: Segmentor) -> tuple[Tensor, Tensor] | None:
+    """Class ids and confidence [H, W] uint8 of an image in a batch; None while others of its passes are missing."""
+    logits, align_corners = output.logits[index], segmentor.align_corners
+    if image.assembly is None:
+        return upsample_argmax(logits, image.input_size, image.original, align_corners=align_corners)
+    if image.assembly.add(image.part, logits, _traces(image, output, index)):
+        return image.assembly.merge(align_corners=align_corners)
+    return None
+
+
+def _traces(image: Image, output: Output, index: int) -> tuple[Trace, ...]:
+    return tuple(trace.of_image(index) for trace in output.traces) if image.wants_traces else ()

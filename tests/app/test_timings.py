@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from app.timings import Timings
+from app.timings import Timings, total
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110
 
@@ -54,3 +54,9 @@ def test_records_share_nothing() -> None:
     first.stages["read"] = 1.0
     first.modules["stem"] = 1.0
     assert second == Timings({}, {})
+
+
+def test_several_records_add_up_in_a_new_one() -> None:
+    first, second = Timings({"forward": 1.0}, {"stem": 0.5}), Timings({"forward": 2.0, "queue": 3.0}, {"head": 0.25})
+    assert total([first, second]) == Timings({"forward": 3.0, "queue": 3.0}, {"stem": 0.5, "head": 0.25})
+    assert first == Timings({"forward": 1.0}, {"stem": 0.5})

@@ -12,7 +12,8 @@ from app.api.attention import attention_map, describe, to_reply
 from app.api.record import Record
 from app.engine.device import Segmentation
 from app.engine.memory import outlive
-from app.engine.worker import Worker, prepare
+from app.engine.prepare import prepare
+from app.engine.worker import Worker
 from models import Segmentor, list_models
 from models.backbones.mobilenet import MobileNetV2
 from models.heads.ann import ANNHead
@@ -29,10 +30,10 @@ def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
     for module in segmentor.decode_head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight)  # attention that isn't even
-    monkeypatch.setattr("app.engine.worker.create_model", {SPEC.name: segmentor}.__getitem__)
+    monkeypatch.setattr("app.engine.worker.load_model", {SPEC: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
     worker.load(SPEC, SPEC.name)
-    image = prepare(SAMPLE.read_bytes(), 1_000_000, SPEC.preprocessing, True)
+    (image,) = prepare(SAMPLE.read_bytes(), 1_000_000, 1, SPEC, SPEC.inference, True)
     (result,) = worker.run(SPEC.name, worker.stage([image])).outcomes
     assert isinstance(result, Segmentation)
     return Record("id", SPEC, b"", outlive(result))

@@ -10,6 +10,7 @@ from app.api.errors import problems
 from app.api.schemas import ModelClass, ModelInfo
 from app.engine.residents import Model
 from models.transforms import Preprocessing
+from models.windows import Inference
 
 router = APIRouter()
 
@@ -59,6 +60,7 @@ def _describe(services: Services, model: Model) -> ModelInfo:
         dataset=spec.dataset,
         miou=spec.miou,
         input_rule=_input_rule(spec.preprocessing),
+        inference=_inference_rule(spec.inference),
         classes=[
             ModelClass(id=index, name=name, color=color)
             for index, (name, color) in enumerate(zip(spec.classes.names, spec.classes.palette, strict=True))
@@ -66,6 +68,13 @@ def _describe(services: Services, model: Model) -> ModelInfo:
         licence=spec.licence,
         source=spec.source,
     )
+
+
+def _inference_rule(inference: Inference) -> str:
+    (height, width), (down, right) = inference.crop, inference.stride
+    mode = "whole" if inference.mode == "whole" else f"windows of {width}x{height} every {right}x{down}"
+    scales = "" if inference.scales == (1.0,) else f", scales {', '.join(f'{scale:g}' for scale in inference.scales)}"
+    return mode + scales + (", mirror images too" if inference.flip else "")
 
 
 def _input_rule(preprocessing: Preprocessing) -> str:

@@ -10,18 +10,18 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import Field
 from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, announced_bytes, read_image
 from app.api.dependencies import Services, ServicesDep
 from app.api.disconnect import ClientLeft, while_connected
 from app.api.errors import problems
+from app.api.inference import choose_inference
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
-from app.api.schemas import Format, ResultQuery, SegmentReply
+from app.api.schemas import Format, SegmentQuery, SegmentReply
 from app.engine.memory import outlive
-from app.engine.worker import prepare
+from app.engine.prepare import expected_passes, prepare
 from app.errors import DeadlineExceeded
 from app.results import new_id
 from app.timings import Timings
@@ -29,11 +29,6 @@ from app.timings import Timings
 router = APIRouter()
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
-
-
-class SegmentQuery(ResultQuery):
-    model: str | None = Field(None, description="Name of a model, of those at /models; else the default.")
-    attention: bool = Field(True, description="Keep what /attention/{id} needs.")
 
 
 @router.post(
@@ -57,15 +52,16 @@ async def segment(
     allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
     deadline = time.monotonic() + allowed
     wanted, media_type = choose_format(query.format, accept)
-    model = query.model or settings.default_model
+    spec = services.engine.models.model(query.model or settings.default_model).spec
+    model, passes = spec.name, expected_passes(spec, choose_inference(query, spec.inference))
     # Too large comes before too busy: no later time would help.
     announced = announced_bytes(request, settings.max_body_bytes)
-    services.engine.check_room(model, caller, announced, deadline)
+    services.engine.check_room(model, caller, announced, deadline, passes)
     timings = Timings()
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, deadline)
-        upload = Upload(body, model, caller, deadline, query.attention)
+        upload = Upload(body, model, caller, deadline, query, passes)
         render = partial(_render, wanted=wanted, media_type=media_type, alpha=query.alpha)
         record, content = await while_connected(request, _run(services, upload, timings, render))
     except (ClientLeft, ClientDisconnect):
@@ -82,7 +78,8 @@ class Upload:
     model: str
     caller: str
     deadline: float
-    wants_traces: bool
+    query: SegmentQuery
+    passes: int
 
 
 async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
@@ -96,21 +93,23 @@ async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
 async def _run(
     services: Services, upload: Upload, timings: Timings, render: Callable[[Record, Timings], bytes]
 ) -> tuple[Record, bytes]:
-    body = upload.body
-    with services.engine.admitted(upload.model, upload.caller, len(body), upload.deadline) as job:
+    body, settings = upload.body, services.settings
+    with services.engine.admitted(upload.model, upload.caller, len(body), upload.deadline, upload.passes) as job:
         spec = job.payload.loaded.spec
         try:
             async with asyncio.timeout(upload.deadline - time.monotonic()):
-                image = await services.in_codec_thread(
+                images = await services.in_codec_thread(
                     timings.timed("decode", prepare),
                     body,
-                    services.settings.max_image_pixels,
-                    spec.preprocessing,
-                    upload.wants_traces,
+                    settings.max_image_pixels,
+                    settings.max_passes,
+                    spec,
+                    choose_inference(upload.query, spec.inference),
+                    upload.query.attention,
                 )
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
-        segmentation = await services.engine.segment(job, image)
+        segmentation = await services.engine.segment(job, images)
         timings.stages |= segmentation.timings.stages
         timings.modules = segmentation.timings.modules
 

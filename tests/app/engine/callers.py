@@ -9,10 +9,12 @@ from itertools import count
 
 import torch
 
+from app.engine.assembly import Assembly
 from app.engine.device import Segmentation
 from app.engine.engine import Engine
 from app.engine.staging import Image
 from app.metrics import Metrics
+from models.windows import View, Window
 from tests.fakes import until
 
 LONG = 60.0
@@ -22,13 +24,25 @@ names: Iterator[int] = count()
 Caller = asyncio.Task[Segmentation]
 
 
+def windows(values: Sequence[int], size: int = 16) -> list[Image]:
+    """One image as windows of these values, which share its mask; that is of the last one's value."""
+    view = View(
+        (size, size * len(values)), False, tuple(Window(0, size * n, size, size * (n + 1)) for n in range(len(values)))
+    )
+    assembly = Assembly((view,), view.size)
+    return [
+        Image(torch.full((size, size, 3), value, dtype=torch.uint8), view.size, False, assembly, part)
+        for part, value in enumerate(values)
+    ]
+
+
 def picture(value: int, original: tuple[int, int] = (32, 48)) -> Image:
     return Image(torch.full((32, 48, 3), value, dtype=torch.uint8), original, wants_traces=False)
 
 
 async def segmented(
     engine: Engine,
-    image: Image,
+    image: Image | Sequence[Image],
     allowed: float = LONG,
     nbytes: int = NBYTES,
     caller: str | None = None,
@@ -36,10 +50,11 @@ async def segmented(
 ) -> Segmentation:
     """What a request does with the engine: a place, an image once it is decoded, a mask."""
     name = f"caller {next(names)}" if caller is None else caller
-    with engine.admitted("tiny", name, nbytes, time.monotonic() + allowed) as job:
+    passes = 1 if isinstance(image, Image) else len(image)
+    with engine.admitted("tiny", name, nbytes, time.monotonic() + allowed, passes) as job:
         if decoded is not None:
             await decoded.wait()
-        return await engine.segment(job, image)
+        return await engine.segment(job, [image] if isinstance(image, Image) else image)
 
 
 async def asked(

@@ -77,7 +77,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def worker(segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A real one, on the CPU, with the tiny network loaded."""
-    monkeypatch.setattr("app.engine.worker.create_model", {spec.name: segmentor}.__getitem__)
+    monkeypatch.setattr("app.engine.worker.load_model", {spec: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
     worker.load(spec, spec.name)
     return worker

@@ -126,7 +126,7 @@ async def test_an_unknown_model_is_named(engine: Engine) -> None:
 async def test_with_a_real_worker_many_callers_get_their_own_masks(
     spec: ModelSpec, segmentor: Segmentor, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
+    monkeypatch.setattr("app.engine.worker.load_model", lambda spec: segmentor)
     worker = Worker("cpu", 1)
     engine = Engine(worker, [spec], Policy(4, 1 << 20, 64, 1 << 24, worker.slots), metrics, LONG)
     await started(engine)

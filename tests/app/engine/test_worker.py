@@ -111,11 +111,11 @@ def test_two_models_are_told_apart(worker: Worker, spec: ModelSpec, monkeypatch:
             output.logits[:, 3] = 1e6
             return output
 
-    def build(name: str) -> Segmentor:
+    def build(spec: ModelSpec) -> Segmentor:
         parts = worker._models["tiny"].segmentor
         return Constant(parts.backbone, parts.decode_head).eval()
 
-    monkeypatch.setattr("app.engine.worker.create_model", build)
+    monkeypatch.setattr("app.engine.worker.load_model", build)
     worker.load(replace(spec, name="constant"), "constant")
     assert (succeeded(ran(worker, pictures(1), "constant").outcomes)[0].mask == 3).all()
     assert not (succeeded(outcomes_of(worker, pictures(1)))[0].mask == 3).all()
@@ -300,7 +300,7 @@ def test_cuda_gives_what_the_cpu_gives(
     worker: Worker, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = succeeded(outcomes_of(worker, pictures(traces=[0])))
-    monkeypatch.setattr("app.engine.worker.create_model", lambda name: segmentor)
+    monkeypatch.setattr("app.engine.worker.load_model", lambda spec: segmentor)
     on_cuda = Worker("cuda", 0)
     on_cuda.load(spec, spec.name)
     results = succeeded(outcomes_of(on_cuda, pictures(traces=[0])))

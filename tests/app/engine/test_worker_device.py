@@ -13,10 +13,9 @@ from PIL import Image as Picture
 from app.engine.device import Outcome, Ran, Segmentation
 from app.engine.staging import Image
 from app.engine.timing import Clock
-from app.engine.worker import Worker, find_device, prepare
-from app.errors import DeviceError, InferenceFailed, MalformedBody, OutOfMemory, TooLarge, UnsupportedImage
-from models import ModelSpec, Segmentor
-from models.transforms import resize
+from app.engine.worker import Worker, find_device
+from app.errors import DeviceError, InferenceFailed, OutOfMemory
+from models import Segmentor
 
 HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
 
@@ -49,34 +48,6 @@ def fail_beyond(segmentor: Segmentor, limit: int, error: Exception) -> None:
             raise error
 
     segmentor.register_forward_pre_hook(check)
-
-
-# --- prepare
-
-
-@pytest.mark.parametrize("wants_traces", [False, True])
-@pytest.mark.parametrize("size", [(64, 96), (33, 50), (90, 20), (1, 1), (32, 48)])
-def test_prepared_is_decoded_and_resized(spec: ModelSpec, size: tuple[int, int], wants_traces: bool) -> None:
-    pixels = noise(*size)
-    image = prepare(png(pixels), 10_000, spec.preprocessing, wants_traces)
-    expected = resize(torch.from_numpy(pixels), spec.preprocessing.input_size(size))
-    assert torch.equal(image.pixels, expected)
-    assert image.pixels.dtype == torch.uint8
-    assert (image.original, image.wants_traces) == (size, wants_traces)
-
-
-def test_of_a_large_picture_only_the_input_is_kept(spec: ModelSpec) -> None:
-    image = prepare(png(noise(320, 480)), 1_000_000, spec.preprocessing, False)
-    assert image.pixels.untyped_storage().nbytes() == image.pixels.nbytes == 32 * 48 * 3
-
-
-@pytest.mark.parametrize(
-    ("data", "error"),
-    [(b"no image", UnsupportedImage), (png(noise(20, 20)), TooLarge), (png(noise(9, 9))[:-60], MalformedBody)],
-)
-def test_what_cannot_be_prepared(spec: ModelSpec, data: bytes, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        prepare(data, 100, spec.preprocessing, False)
 
 
 # --- find_device

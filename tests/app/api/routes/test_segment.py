@@ -9,9 +9,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from app.api.dependencies import Services
+from models import create_model, list_models
+from models.inference import segment_image
+from models.windows import Inference
 
 STAGES = {"read", "decode", "queue", "preprocess", "forward", "postprocess", "encode"}
 MODULES = {"stem", "layer1", "layer4", "cca_1", "cca_2", "decoder", "classifier", "upsample_argmax"}
@@ -250,3 +254,45 @@ async def test_odd_sizes(client: httpx.AsyncClient, encoded: Encoded, decoded: D
     assert decoded(base64.b64decode(body["segmentation_mask"])).shape == size[::-1]
     corner = {"x": size[0] - 1, "y": size[1] - 1}
     assert (await client.get(body["links"]["attention"], params=corner)).status_code == 200
+
+
+# --- modes, scales, mirror images
+
+
+@pytest.mark.parametrize(
+    ("query", "inference"),
+    [
+        ({"flip": "true"}, Inference(flip=True)),
+        ({"scales": "0.5,1", "flip": "true"}, Inference(scales=(0.5, 1.0), flip=True)),
+        ({"mode": "slide", "scales": "2"}, Inference("slide", scales=(2.0,))),
+    ],
+)
+async def test_masks_are_those_of_the_reference_inference(
+    client: httpx.AsyncClient, street: bytes, decoded: Callable[..., Any], query: dict[str, str], inference: Inference
+) -> None:
+    spec = list_models()[0]
+    reply = await client.post("/segment", params={"format": "png", "model": spec.name, **query}, content=street)
+    assert reply.status_code == 200
+    ids, _ = segment_image(create_model(spec.name), torch.from_numpy(decoded(street)), spec.preprocessing, inference)
+    assert (decoded(reply.content) == ids.numpy()).mean() > 0.999
+
+
+async def test_attention_is_kept_if_a_pass_sees_the_image_as_usual(client: httpx.AsyncClient, street: bytes) -> None:
+    for query, kept in (({"scales": "0.5,1", "flip": "true"}, True), ({"scales": "0.5,0.75"}, False)):
+        reply = (await client.post("/segment", params=query, content=street)).json()
+        assert ("attention" in reply["links"]) is kept
+
+
+async def test_limits_on_what_a_request_may_ask_for(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    for query, numbers in (
+        ({"scales": "2.5"}, {"limit": 2.0, "actual": 2.5}),
+        ({"scales": "0.1"}, {"limit": 0.25}),
+        ({"scales": ",".join(["1"] * 65), "flip": "true"}, {"limit": 128, "actual": 130}),
+        ({"scales": "a"}, {}),
+        ({"mode": "crop"}, {}),
+        ({"flip": "maybe"}, {}),
+    ):
+        reply = await client.post("/segment", params=query, content=street)
+        assert_problem(reply, 422, "invalid-parameter", **numbers)

@@ -1,0 +1,47 @@
+"""The mask of an image from what its passes gave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from torch import Tensor
+
+from models import Trace
+from models.ops.upsample import Size
+from models.windows import View, merge_views, merge_windows
+
+
+@dataclass(eq=False)
+class Assembly:
+    """Puts together what the passes of one image gave, in whatever order, on whichever threads.
+
+    Logits wait at the resolution that the network gave them, a 64th of the pixels or so.
+
+    Attributes:
+        traces: of the one pass that was to keep them
+    """
+
+    views: tuple[View, ...]
+    original: Size
+    _logits: dict[int, Tensor] = field(default_factory=dict)
+    traces: tuple[Trace, ...] = ()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, part: int, logits: Tensor, traces: tuple[Trace, ...]) -> bool:
+        """Keep the logits [K, h, w] of one pass; true if all are there. A pass that is run again counts once."""
+        with self._lock:
+            self._logits[part] = logits.clone()  # what it is cut from holds its batch mates too
+            self.traces = traces or self.traces
+            return len(self._logits) == sum(len(view.windows) for view in self.views)
+
+    def merge(self, *, align_corners: bool) -> tuple[Tensor, Tensor]:
+        """Class ids and confidence [H, W] uint8, once all passes are there."""
+        parts = iter([self._logits[part] for part in sorted(self._logits)])
+        views = [self._view(view, parts, align_corners) for view in self.views]
+        return merge_views(views, self.views, self.original, align_corners=align_corners)
+
+    def _view(self, view: View, parts: Iterator[Tensor], align_corners: bool) -> Tensor:
+        return merge_windows(list(islice(parts, len(view.windows))), view, align_corners=align_corners)

@@ -1,0 +1,51 @@
+"""An image file as the passes that it needs."""
+
+from __future__ import annotations
+
+import torch
+
+from app.engine.assembly import Assembly
+from app.engine.staging import Image
+from app.errors import InvalidParameter
+from app.imaging import decode
+from models import ModelSpec
+from models.transforms import resize
+from models.windows import Inference, list_views
+
+
+def prepare(
+    data: bytes, max_pixels: int, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool
+) -> list[Image]:
+    """An image file as one image for each of its passes; the large array in between is let go.
+
+    Of several passes, traces are kept of the one that sees the whole image as usual, if there is one.
+
+    Raises:
+        UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
+        InvalidParameter: more passes than the limit
+    """
+    pixels = torch.from_numpy(decode(data, max_pixels))
+    original = pixels.shape[0], pixels.shape[1]
+    views = list_views(original, spec.preprocessing, inference)
+    passes = sum(len(view.windows) for view in views)
+    if passes > max_passes:
+        detail = f"an image of {original[1]}x{original[0]} would need {passes} passes; the limit is {max_passes}"
+        raise InvalidParameter(detail, limit=max_passes, actual=passes)
+    if passes == 1 and not views[0].flipped:
+        resized = resize(pixels, views[0].size, antialias=spec.preprocessing.antialias)
+        return [Image(resized, original, wants_traces)]
+    assembly = Assembly(views, original)
+    images: list[Image] = []
+    for view in views:
+        resized = resize(pixels, view.size, antialias=spec.preprocessing.antialias)
+        resized = resized.flip(1) if view.flipped else resized
+        usual = not view.flipped and view.size == spec.preprocessing.input_size(original) and len(view.windows) == 1
+        for window in view.windows:
+            images.append(Image(window.cut(resized), original, wants_traces and usual, assembly, len(images)))
+    return images
+
+
+def expected_passes(spec: ModelSpec, inference: Inference) -> int:
+    """How many passes an image of the usual proportions needs: all that can be known before one is read."""
+    long_side, short_side = max(spec.preprocessing.scale), min(spec.preprocessing.scale)
+    return sum(len(view.windows) for view in list_views((short_side, long_side), spec.preprocessing, inference))
