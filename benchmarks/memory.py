@@ -19,7 +19,7 @@ PORT = 18766
 ROUNDS, REQUESTS = 6, 40
 
 
-def resident(pid: int) -> float:
+def resident(pid: int | str) -> float:
     """Resident memory of a process in MB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None

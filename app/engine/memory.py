@@ -63,13 +63,13 @@ def settle() -> None:
     """Take all there is for lasting: frozen, it no longer holds up each collection of garbage."""
     gc.collect()
     gc.freeze()
+    give_back()
 
 
 def clear() -> None:
     """Give back what something large has left behind that was taken for lasting: a network's hooks are a cycle."""
     gc.unfreeze()
     settle()
-    give_back()
 
 
 def in_own_pages(array: NDArray[Scalar]) -> NDArray[Scalar]:

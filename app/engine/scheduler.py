@@ -53,13 +53,13 @@ class Scheduler(Generic[Payload]):
         self._size = 0
 
     def __len__(self) -> int:
-        """Jobs arriving or waiting, the running ones not among them."""
+        """As `depth`, of all models; the running ones are not among them."""
         return self._size
 
     def depth(self, model: str) -> int:
-        """Jobs of one model arriving or waiting."""
+        """Jobs of one model arriving or waiting, each with as many passes as it needs."""
         waiting = sum(len(jobs) for lane, jobs in self._lanes.items() if lane.model == model)
-        return waiting + sum(job.model == model for job in self._arriving)
+        return waiting + sum(job.passes for job in self._arriving if job.model == model)
 
     @property
     def unfinished(self) -> list[Job[Payload]]:

@@ -23,6 +23,7 @@ from models import ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
 from models.transforms import normalize
+from models.windows import list_views
 
 WARMUP_PASSES = 2
 STAGES = ("preprocess", "forward", "postprocess")
@@ -113,10 +114,13 @@ class Worker:
         Raises:
             OutOfMemory, InferenceFailed: it can't run
         """
-        long_side, short_side = self._models[key].spec.preprocessing.scale
-        blank = torch.zeros(short_side, long_side, 3, dtype=torch.uint8)
+        spec = self._models[key].spec
+        long_side, short_side = spec.preprocessing.scale
+        # Windows are what a model that slides is given.
+        usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].windows[0].size
+        blank = torch.zeros(*usual, 3, dtype=torch.uint8)
         for _ in range(WARMUP_PASSES):
-            outcomes = self._attempt(key, self.stage([Image(blank, (short_side, long_side), wants_traces=True)]))
+            outcomes = self._attempt(key, self.stage([Image(blank, usual, wants_traces=True)]))
             if isinstance(outcomes, ServiceError):
                 raise outcomes
 
