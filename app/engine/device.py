@@ -83,6 +83,7 @@ class Device(Protocol):
         Raises:
             ModelError: its file is not what it should be
             OutOfMemory: there is no room for it
+            InferenceFailed: whatever else went wrong
         """
 
     def warm_up(self, key: str) -> None:

@@ -71,13 +71,18 @@ class Residents:
         for spec in specs:
             self._models[spec.name] = Model(spec, loads=1)
 
+    def add(self, spec: ModelSpec) -> None:
+        """Make known what could be loaded, if it isn't yet."""
+        self._models.setdefault(spec.name, Model(spec))
+
     async def load_planned(self) -> None:
         """Load what was planned, in that order.
 
         Raises:
             LoadFailed: the first of them; without any other there is something to serve still
         """
-        for index, model in enumerate(self.models):
+        planned = [model for model in self.models if model.loads]
+        for index, model in enumerate(planned):
             try:
                 await self.load(model.spec)
             except LoadFailed:
@@ -126,7 +131,7 @@ class Residents:
                 replaced, model.loaded, model.spec, model.reason = model.loaded, loaded, spec, None
         except (ModelError, ServiceError) as exc:
             model.reason = str(exc)
-            log.error("%s could not be loaded: %s", spec.name, exc)
+            log.error("%s could not be loaded: %s", spec.name, exc, exc_info=exc.__cause__)
             raise LoadFailed(f"{spec.name} could not be loaded: {exc}") from None
         finally:
             model.loads -= 1

@@ -7,8 +7,10 @@ import gc
 import os
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +21,13 @@ from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
 from app.timings import Timings
-from models import ModelSpec, Output, Segmentor, Trace, load_model
+from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
 from models.transforms import normalize
 from models.windows import list_views
+
+Value = TypeVar("Value")
 
 WARMUP_PASSES = 2
 STAGES = ("preprocess", "forward", "postprocess")
@@ -97,16 +101,12 @@ class Worker:
         Raises:
             ModelError: its file is not what it should be
             OutOfMemory: there is no room for it
+            InferenceFailed: whatever else went wrong
         """
-        try:
-            segmentor = load_model(spec)
-            fold_batch_norm(segmentor)
-            segmentor.to(self.device)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemory(f"{spec.name} does not fit the memory of {self.device}") from None
-        if segmentor.prefers_channels_last:
-            segmentor.use_channels_last()
-        self._models[key] = Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
+        loaded = self._attempt(partial(self._load, spec), f"{spec.name}", f"no network could be made of {spec.weights}")
+        if isinstance(loaded, ServiceError):
+            raise loaded
+        self._models[key] = loaded
 
     def warm_up(self, key: str) -> None:
         """Run a model, so that no request pays for the first pass.
@@ -120,7 +120,7 @@ class Worker:
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].windows[0].size
         blank = torch.zeros(*usual, 3, dtype=torch.uint8)
         for _ in range(WARMUP_PASSES):
-            outcomes = self._attempt(key, self.stage([Image(blank, usual, wants_traces=True)]))
+            outcomes = self._pass(key, self.stage([Image(blank, usual, wants_traces=True)]))
             if isinstance(outcomes, ServiceError):
                 raise outcomes
 
@@ -145,7 +145,7 @@ class Worker:
         Raises:
             DeviceError: the device has failed for good
         """
-        outcomes = self._attempt(key, staged)
+        outcomes = self._pass(key, staged)
         if not isinstance(outcomes, ServiceError):
             return Ran(outcomes)
         count = len(staged.images)
@@ -170,25 +170,43 @@ class Worker:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
-    def _attempt(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
+    def _pass(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
+        height, width = staged.images[0].input_size
+        return self._attempt(
+            partial(self._run, key, staged), f"an input of {width}x{height}", "the model failed on this image"
+        )
+
+    def _attempt(self, function: Callable[[], Value], what: str, failure: str) -> Value | ServiceError:
+        """
+        Args:
+            what: may not fit the memory
+            failure: what to say if anything else goes wrong
+        """
+        memory = OutOfMemory(f"{what} does not fit the memory of {self.device}")
         try:
-            return self._run(key, staged)
+            return function()
         except (torch.OutOfMemoryError, MemoryError):
-            return self._out_of_memory(staged)
+            return memory
+        except ModelError:
+            raise
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
             # The traceback is kept for the log; the tensors in its frames would be kept with it.
             traceback.clear_frames(exc.__traceback__)
             if "DefaultCPUAllocator" in str(exc):  # torch has no type of its own for the host's memory
-                return self._out_of_memory(staged)
+                return memory
             self._check_device(exc)
-            error = InferenceFailed("the model failed on this image")
+            error = InferenceFailed(failure)
             error.__cause__ = exc
             return error
 
-    def _out_of_memory(self, staged: Staged) -> OutOfMemory:
-        height, width = staged.images[0].pixels.shape[:2]
-        return OutOfMemory(f"an input of {width}x{height} does not fit the memory of {self.device}")
+    def _load(self, spec: ModelSpec) -> Resident:
+        segmentor = load_model(spec)
+        fold_batch_norm(segmentor)
+        segmentor.to(self.device)
+        if segmentor.prefers_channels_last:
+            segmentor.use_channels_last()
+        return Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
 
     def _check_device(self, cause: Exception) -> None:
         """After an illegal access, say, all that follows on a CUDA device fails: then it's not the image."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.memory import settle
 from app.engine.staging import Image
 from app.engine.worker import NICENESS, Worker
 from app.errors import InferenceFailed, OutOfMemory
-from models import ModelSpec, Segmentor
+from models import CheckpointError, ModelSpec, Segmentor
+from models.backbones.mobilenet import MobileNetV2
+from models.heads.ccnet import CCHead
 from models.inference import segment_image
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -275,6 +279,43 @@ def test_a_model_that_cannot_run_does_not_warm_up(worker: Worker, segmentor: Seg
     on_every_pass(segmentor, fits(0, []))
     with pytest.raises(OutOfMemory):
         worker.warm_up("tiny")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (CheckpointError("x.pth: holds NaN or infinite weights"), CheckpointError),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+        (KeyError("conv1"), InferenceFailed),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_not_there(
+    worker: Worker, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, raised: Exception, error: type[Exception]
+) -> None:
+    def load_model(spec: ModelSpec) -> Segmentor:
+        raise raised
+
+    monkeypatch.setattr("app.engine.worker.load_model", load_model)
+    with pytest.raises(error):
+        worker.load(spec, "another")
+    assert list(worker._models) == ["tiny"]
+
+
+def test_an_unloaded_model_is_gone_from_memory(
+    worker: Worker, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(spec: ModelSpec) -> Segmentor:
+        return Segmentor(MobileNetV2(width=0.25), CCHead(80, 16, 11, query_channels=4)).eval()
+
+    monkeypatch.setattr("app.engine.worker.load_model", build)
+    worker.load(spec, "another")
+    worker.warm_up("another")
+    network = weakref.ref(worker._models["another"].segmentor)
+    settle()  # as the engine does, since when the collector no longer looks at it
+    worker.unload("another")
+    assert network() is None
+    assert list(worker._models) == ["tiny"]
 
 
 def test_a_thread_that_enters_gets_its_share_of_the_cores_and_gives_way() -> None:
