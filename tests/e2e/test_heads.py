@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from app.api.attention import attention_map, describe, to_reply
+from app.api.attention import Question, attention_map
+from app.api.attention_views import describe, to_reply
+from app.api.matrices import Matrices
 from app.api.record import Record
 from app.engine.device import Segmentation
 from app.engine.memory import outlive
@@ -51,7 +53,8 @@ def test_each_block_is_timed_and_its_attention_sums_to_one(
     assert [info.block for info in describe(record).blocks] == blocks
     assert set(blocks) < record.segmentation.timings.modules.keys()
     for block in blocks:
-        reply = to_reply(record, attention_map(record, (100, 200), block, None, "all"))
+        reply = to_reply(record, attention_map(record, Question((100, 200), block), Matrices(1 << 24)), 5, True)
+        assert reply.weights is not None
         assert reply.sum == pytest.approx(1, abs=1e-9)
         assert (len(reply.weights), len(reply.weights[0])) == (30, 40)
         if reply.anchors is not None:
