@@ -1,112 +1,236 @@
-// The page: posts an image, lays its mask over it, and asks for the attention of the point that is clicked.
+// The page: takes a picture, has it segmented, and shows what the models made of it.
+
+import { getJson, segment } from "/web/api.js";
+import { Comparison } from "/web/compare.js";
+import { fillDownloads } from "/web/downloads.js";
+import { Inspector } from "/web/inspector.js";
+import { fillLatency } from "/web/latency.js";
+import { DEFAULTS, readLink, writeLink } from "/web/link.js";
+import { bindSettings, viewOf } from "/web/settings.js";
+import { listenForPictures } from "/web/intake.js";
+import { fetchPicture, readMask, readPicture } from "/web/picture.js";
 
 const byId = (id) => document.getElementById(id);
-let current = null; // {id, info, point} of the image on show
-let picture = null; // the file it came from
-let turns = 0; // counts what was asked, so that a late answer to an earlier question is dropped
+const link = readLink(location.hash);
+const view = viewOf(link);
+const state = {
+  models: [], // of /models
+  model: "", // the one inspected
+  comparing: false,
+  file: null, // the picture as it was chosen; null when it came by a link
+  picture: null, // the same as pixels
+  results: new Map(), // model name -> result, all of this picture
+  point: null,
+  abort: new AbortController(),
+};
 
-function say(text, isError = false) {
+// ---- what is said -------------------------------------------------------------------------------------------------
+
+let saying = 0;
+function announce(text) { // not at every step of a drag: a screen reader would never come to an end
+  clearTimeout(saying);
+  saying = setTimeout(() => { byId("said").textContent = text; }, 400);
+}
+
+function showBusy(text, share = null) {
+  byId("busy").hidden = !text;
   byId("status").textContent = text;
-  byId("status").classList.toggle("error", isError);
+  if (share === null) byId("progress").removeAttribute("value");
+  else byId("progress").value = share;
 }
 
-async function ask(url, options) {
-  const response = await fetch(url, options);
-  if (!response.ok) throw new Error((await response.json()).detail);
-  return response;
+function showProblem(error) {
+  showBusy("");
+  if (error.name === "AbortError") return;
+  const expired = error.type === "result-expired";
+  byId("problem").hidden = false;
+  byId("problem").dataset.type = error.type ?? "page";
+  byId("problem-title").textContent = expired ? "This result is gone." : `${error.title ?? "The page failed"}:`;
+  byId("problem-detail").textContent = expired
+    ? `The server keeps results for a while only: ${error.message}. Choose the picture again; your settings are kept.`
+    : error.message;
+  byId("problem-id").textContent = error.instance ? `request ${error.instance}` : "";
+  if (!(error.type || error.name === "AbortError")) console.error(error); // a bug of the page's own
 }
 
-async function segment(file) {
-  const turn = ++turns;
-  picture = file;
-  say("Segmenting…");
-  const model = byId("model").value; // empty until the list of models has come
-  const reply = await (await ask(model ? `/segment?model=${encodeURIComponent(model)}` : "/segment", { method: "POST", body: file })).json();
-  const info = await (await ask(`/attention/${reply.id}/info`)).json();
-  if (turn !== turns) return; // a newer picture was chosen meanwhile
-  current = { id: reply.id, info, point: null };
-  byId("image").src = `/results/${reply.id}?format=overlay&alpha=0`;
-  byId("mask").src = `/results/${reply.id}?format=color`;
-  byId("attention").removeAttribute("src");
-  byId("summary").textContent = "";
-  byId("views").hidden = false;
-  await showLegend(reply);
-  fill(byId("block"), current.info.blocks.map((block) => block.block));
-  showParts();
-  say(`${reply.model}: ${reply.timings_ms.forward.toFixed(0)} ms on the device.`);
+const guarded = (action) => async (...values) => {
+  try {
+    return await action(...values);
+  } catch (error) {
+    showProblem(error);
+    return null;
+  }
+};
+
+// ---- from a picture to results ------------------------------------------------------------------------------------
+
+async function open(file) {
+  state.abort.abort();
+  Object.assign(state, { abort: new AbortController(), file, picture: null, results: new Map(), point: null });
+  byId("problem").hidden = true;
+  const { signal } = state.abort;
+  showBusy("Reading the picture");
+  const picture = await readPicture(file);
+  if (signal.aborted) return;
+  state.picture = picture;
+  await need(state.comparing ? state.models.map(({ name }) => name) : [state.model]);
+  if (!signal.aborted) showAll();
 }
 
-async function showModels() {
-  const models = await (await ask("/models")).json();
-  fill(byId("model"), models.map((model) => model.name));
-  byId("model").value = models.find((model) => model.default).name;
+/** Has the picture segmented by those of the models that haven't done it yet. */
+async function need(names) {
+  const { signal } = state.abort;
+  const missing = names.filter((name) => !state.results.has(name));
+  for (const [index, name] of missing.entries()) {
+    const of = missing.length > 1 ? ` (${index + 1} of ${missing.length})` : "";
+    const result = await segmented(name, of, signal);
+    if (signal.aborted) throw new DOMException("a newer picture was chosen", "AbortError");
+    state.results.set(name, result);
+  }
+  showBusy("");
 }
 
-async function showLegend(reply) {
-  const model = await (await ask(`/models/${reply.model}`)).json();
-  byId("legend").replaceChildren(...reply.predictions.map((prediction) => {
-    const item = document.createElement("li");
-    const swatch = document.createElement("i");
-    swatch.style.background = `rgb(${model.classes[prediction.class_id].color})`;
-    item.append(swatch, `${prediction.class} ${(100 * prediction.fraction).toFixed(1)} %`);
-    return item;
-  }));
+async function segmented(name, of, signal) {
+  const { title } = modelNamed(name);
+  const onProgress = (share) => (share < 1 ? showBusy(`Uploading${of}`, share) : showBusy(`${title} is at work${of}`));
+  onProgress(0);
+  const { reply, elapsed } = await segment(await source(), name, onProgress, signal);
+  return toResult(reply, elapsed);
 }
 
-function fill(select, values) {
-  select.replaceChildren(...values.map((value) => new Option(value, value)));
-  select.disabled = values.length < 2;
+/** The picture's file; of one that came by a link, what the server has of it. */
+async function source() {
+  if (!state.file) {
+    const [first] = state.results.values();
+    state.file = await (await fetch(`/results/${first.id}?format=overlay&alpha=0`)).blob();
+  }
+  return state.file;
 }
 
-function chosenBlock() {
-  return current.info.blocks.find((block) => block.block === byId("block").value);
+async function toResult(reply, elapsed = null) {
+  const [info, mask] = await Promise.all([getJson(`/attention/${reply.id}/info`), readMask(reply.segmentation_mask, reply.image)]);
+  // Also where this browser reads a format not at all, or turns the picture another way than the server.
+  const { picture } = state;
+  if (picture?.width !== reply.image.width || picture?.height !== reply.image.height) state.picture = await fetchPicture(reply.id);
+  return { id: reply.id, model: modelNamed(reply.model), reply, info, mask, elapsed };
 }
 
-function showParts() {
-  const { steps, levels } = chosenBlock();
-  fill(byId("part"), steps.length ? [...steps].reverse() : levels);
+const modelNamed = (name) => state.models.find((model) => model.name === name);
+
+// ---- showing ------------------------------------------------------------------------------------------------------
+
+const handlers = { onPoint: (point) => look(point), onMap: (key) => { view.map = key; restyle(true); }, announce };
+const inspector = new Inspector(view, handlers);
+const comparison = new Comparison(byId("many"), view, handlers);
+const stage = () => (state.comparing ? comparison : inspector);
+
+function showAll() {
+  byId("start").hidden = true;
+  byId("work").hidden = false;
+  byId("one").hidden = state.comparing;
+  byId("many").hidden = !state.comparing;
+  byId("compare").setAttribute("aria-pressed", String(state.comparing));
+  byId("model").value = state.model;
+  byId("model").disabled = state.comparing;
+  const result = state.results.get(state.model);
+  if (state.comparing) comparison.show([...state.results.values()], state.picture);
+  else inspector.show(result, state.picture);
+  fillLatency(byId("latency"), state.comparing ? [...state.results.values()] : [result]);
+  byId("point-hint").hidden = state.point !== null;
+  noteChange();
+  if (state.point) look(state.point);
 }
 
-async function look() {
-  if (!current?.point) return;
-  const turn = ++turns;
-  const { block, steps } = chosenBlock();
-  const query = new URLSearchParams({ ...current.point, block });
-  if (byId("part").value) query.set(steps.length ? "step" : "level", byId("part").value);
-  const reply = await (await ask(`/attention/${current.id}?${query}&format=json`)).json();
-  if (turn !== turns) return;
-  byId("attention").src = `/attention/${current.id}?${query}&format=overlay`;
-  byId("summary").textContent =
-    `entropy ${reply.entropy.toFixed(1)} bits, ${(100 * reply.on_cross).toFixed(0)} % on its own row and column`;
+/** Follows the point. A result that the server has let go is made again, as long as the picture is here. */
+async function look(point) {
+  state.point = point;
+  byId("point-hint").hidden = true;
+  noteChange();
+  try {
+    await stage().follow(point);
+  } catch (error) {
+    if (error.type !== "result-expired" || !state.file) return showProblem(error);
+    const names = [...state.results.keys()];
+    state.results.clear();
+    await guarded(async () => { await need(names); showAll(); })();
+  }
+  return null;
 }
 
-function guarded(action) {
-  return (event) => Promise.resolve(action(event)).catch((error) => say(error.message, true));
+/** After a change of how things are drawn, or of what is asked about the point. */
+function restyle(asksAnew) {
+  noteChange();
+  if (byId("work").hidden) return;
+  inspector.result && inspector.paintMask();
+  comparison.paintMasks();
+  if (asksAnew && state.point) look(state.point);
+  else stage().paint();
 }
 
-byId("file").addEventListener("change", guarded((event) => event.target.files[0] && segment(event.target.files[0])));
-byId("sample").addEventListener("click", guarded(async () => segment(await (await ask("/web/sample.jpg")).blob())));
-byId("model").addEventListener("change", guarded(() => picture && segment(picture)));
-byId("alpha").addEventListener("input", (event) => { byId("mask").style.opacity = event.target.value; });
-byId("block").addEventListener("change", guarded(() => { showParts(); return look(); }));
-byId("part").addEventListener("change", guarded(look));
-byId("mask").style.opacity = byId("alpha").value;
+let noting = 0;
+function noteChange() { // browsers stop pages that change their address at every step of a drag
+  fillDownloads(byId("downloads"), state, inspector.choice, view);
+  clearTimeout(noting);
+  noting = setTimeout(() => history.replaceState(null, "", writeLink(linkValues())), 200);
+}
 
-byId("mask").addEventListener("click", guarded((event) => {
-  const { width, height } = current.info.image;
-  const box = event.target.getBoundingClientRect();
-  current.point = {
-    x: Math.min(width - 1, Math.floor((event.clientX - box.left) / box.width * width)),
-    y: Math.min(height - 1, Math.floor((event.clientY - box.top) / box.height * height)),
-  };
-  return look();
-}));
+function linkValues() {
+  const { x = "", y = "" } = state.point ?? {};
+  const ids = [...state.results.values()].map(({ id }) => id).join(",");
+  const isDefault = modelNamed(state.model)?.default;
+  return { ...view.toLink(), view: state.comparing ? "many" : DEFAULTS.view, model: isDefault ? "" : state.model, x, y, ids };
+}
 
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", guarded((event) => {
-  event.preventDefault();
-  return event.dataTransfer.files[0] && segment(event.dataTransfer.files[0]);
-}));
-document.addEventListener("paste", guarded((event) => event.clipboardData.files[0] && segment(event.clipboardData.files[0])));
+// ---- the controls -------------------------------------------------------------------------------------------------
 
-guarded(showModels)();
+async function switchTo(model, comparing) {
+  Object.assign(state, { model, comparing });
+  await need(comparing ? state.models.map(({ name }) => name) : [model]);
+  showAll();
+}
+
+async function copyLink() {
+  const url = new URL(writeLink(linkValues()), location.href).href;
+  history.replaceState(null, "", url);
+  await navigator.clipboard.writeText(url);
+  byId("share").textContent = "Copied";
+  announce("The link is copied. It shows this view for as long as the server keeps the result.");
+  setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);
+}
+
+function startOver() {
+  byId("work").hidden = true;
+  byId("start").hidden = false;
+  byId("start").scrollIntoView();
+  byId("file").focus();
+}
+
+async function restore() {
+  showBusy("Fetching the result");
+  const replies = await Promise.all(link.ids.split(",").map((id) => getJson(`/results/${encodeURIComponent(id)}?format=json`)));
+  state.picture = await fetchPicture(replies[0].id);
+  for (const reply of replies) state.results.set(reply.model, await toResult(reply));
+  if (!state.results.has(state.model)) state.model = replies[0].model;
+  if (link.x && link.y) state.point = { x: Number(link.x), y: Number(link.y) };
+  showBusy("");
+  showAll();
+}
+
+async function begin() {
+  state.models = await getJson("/models");
+  state.model = (modelNamed(link.model) ?? state.models.find((model) => model.default) ?? state.models[0]).name;
+  state.comparing = link.view === "many";
+  byId("model").replaceChildren(...state.models.map(({ title, name }) => new Option(title, name)));
+  byId("model").value = state.model;
+  byId("compare").hidden = state.models.length < 2;
+  if (link.ids) await restore();
+}
+
+bindSettings(view, restyle);
+byId("model").addEventListener("change", guarded((event) => switchTo(event.target.value, false)));
+byId("compare").addEventListener("click", guarded(() => switchTo(state.model, !state.comparing)));
+byId("share").addEventListener("click", guarded(copyLink));
+byId("another").addEventListener("click", startOver);
+byId("problem-close").addEventListener("click", () => { byId("problem").hidden = true; });
+const ready = guarded(begin)();
+listenForPictures(guarded(async (file) => { await ready; await open(await file); }));

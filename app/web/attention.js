@@ -1,0 +1,159 @@
+// Attention maps: which there are, fetching them, and what can be said about one.
+
+import { getArray, getJson } from "/web/api.js";
+
+const KEPT_BYTES = 64 << 20;
+const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local" };
+const EXPLAINED = {
+  "cca:1": "One pass: the pixel sees its own row and column.",
+  "cca:2": "The second pass, alone.",
+  "cca:composed": "Both passes together: their exact product reaches every cell.",
+  "afnb:all": "Pyramid attention from high to low features.",
+  "apnb:all": "Pyramid attention over 110 anchors.",
+  "nl:": "Dense attention: every cell against every other.",
+};
+
+/** A map that can be asked for: {key, block, step?, level?, title, hint, grid, onCross}. */
+function choice(block, part, value, title) {
+  const key = `${block.block}:${value ?? ""}`;
+  const parameters = { block: block.block, ...(part && { [part]: value }) };
+  const onCross = block.block === "cca" && value !== "composed";
+  return { key, parameters, title, hint: EXPLAINED[key] ?? "", grid: block.grid, onCross, block: block.block };
+}
+
+/** All maps of a result's /info, the most telling first. */
+export function choicesOf(info) {
+  return [...info.blocks].reverse().flatMap((block) => {
+    const name = NAMES[block.block];
+    if (block.steps.length) {
+      const steps = [...block.steps].reverse();
+      return steps.map((step) => choice(block, "step", step, step === "composed" ? "Composed" : `Step ${step}`));
+    }
+    if (!block.levels.length) return [choice(block, null, null, name)];
+    return block.levels.map((level) => choice(block, "level", level, level === "all" ? name : `${level}×${level}`));
+  });
+}
+
+export function cellOf({ x, y }, size, grid) {
+  return {
+    row: Math.min(grid.height - 1, Math.floor((y + 0.5) * grid.height / size.height)),
+    column: Math.min(grid.width - 1, Math.floor((x + 0.5) * grid.width / size.width)),
+  };
+}
+
+export function attentionUrl(id, parameters, format) {
+  return `/attention/${id}?${new URLSearchParams({ ...parameters, format })}`;
+}
+
+/** Fetches maps, and keeps the latest: all pixels of a cell have the same one. */
+export class Maps {
+  #kept = new Map();
+  #bytes = 0;
+
+  /** @returns {{weights, rows, columns, cell, anchors}} anchors only for pyramid blocks: {scale: [s][s]} */
+  async fetch(result, choice, point, direction) {
+    const cell = cellOf(point, result.info.image, choice.grid);
+    const key = [result.id, choice.key, direction, cell.row, cell.column].join();
+    const kept = this.#kept.get(key);
+    if (kept) return kept;
+    const asked = { ...point, ...choice.parameters, ...(direction === "to" && { direction }) };
+    const wantsAnchors = choice.parameters.level === "all" && direction !== "to";
+    const [weights, numbers] = await Promise.all([
+      getArray(attentionUrl(result.id, asked, "npy")),
+      wantsAnchors ? getJson(attentionUrl(result.id, asked, "json")) : null,
+    ]);
+    const map = { weights, rows: choice.grid.height, columns: choice.grid.width, cell, anchors: numbers?.anchors };
+    this.#keep(key, map);
+    return map;
+  }
+
+  clear() {
+    this.#kept.clear();
+    this.#bytes = 0;
+  }
+
+  #keep(key, map) {
+    this.#kept.set(key, map);
+    this.#bytes += map.weights.byteLength;
+    for (const [oldest, { weights }] of this.#kept) {
+      if (this.#bytes <= KEPT_BYTES) break;
+      this.#kept.delete(oldest);
+      this.#bytes -= weights.byteLength;
+    }
+  }
+}
+
+/** {sum, max, entropy in bits, onCross}: entropy and onCross of the weights as shares of their sum. */
+export function statistics({ weights, rows, columns, cell }) {
+  let sum = 0;
+  let max = 0;
+  for (const weight of weights) {
+    sum += weight;
+    if (weight > max) max = weight;
+  }
+  let entropy = 0;
+  for (const weight of weights) if (weight > 0) entropy -= weight / sum * Math.log2(weight / sum);
+  let onCross = -weights[cell.row * columns + cell.column];
+  for (let column = 0; column < columns; column += 1) onCross += weights[cell.row * columns + column];
+  for (let row = 0; row < rows; row += 1) onCross += weights[row * columns + cell.column];
+  return { sum, max, entropy, onCross: onCross / sum };
+}
+
+/** How much of the weight lies on each class: [{id, share}], most first. */
+export function byClass({ weights, rows, columns }, mask) {
+  const shares = new Float64Array(256);
+  const counts = cellCounts(mask, rows, columns);
+  let sum = 0;
+  weights.forEach((weight, cell) => {
+    sum += weight;
+    for (const [id, part] of counts[cell]) shares[id] += weight * part;
+  });
+  return Array.from(shares, (share, id) => ({ id, share: share / sum }))
+    .filter(({ share }) => share > 0)
+    .sort((a, b) => b.share - a.share);
+}
+
+const counted = new WeakMap(); // mask -> grid -> for each cell, [class id, share of its pixels]
+
+function cellCounts(mask, rows, columns) {
+  const byGrid = counted.get(mask) ?? new Map();
+  counted.set(mask, byGrid);
+  const name = `${rows}x${columns}`;
+  if (!byGrid.has(name)) byGrid.set(name, countCells(mask, rows, columns));
+  return byGrid.get(name);
+}
+
+function countCells(mask, rows, columns) {
+  const pixels = Array.from({ length: rows * columns }, () => new Map());
+  for (let y = 0, index = 0; y < mask.height; y += 1) {
+    const row = Math.floor((y + 0.5) * rows / mask.height);
+    for (let x = 0; x < mask.width; x += 1, index += 1) {
+      const cell = pixels[row * columns + Math.floor((x + 0.5) * columns / mask.width)];
+      cell.set(mask.ids[index], (cell.get(mask.ids[index]) ?? 0) + 1);
+    }
+  }
+  return pixels.map((cell) => {
+    const total = [...cell.values()].reduce((sum, count) => sum + count, 0);
+    return [...cell].map(([id, count]) => [id, count / total]);
+  });
+}
+
+/** Runs `work` on the newest of what it is given, one at a time: what comes meanwhile replaces what waits. */
+export function newestOnly(work) {
+  let waiting = null;
+  let busy = false;
+  return async (value) => {
+    waiting = { value };
+    if (busy) return;
+    busy = true;
+    try {
+      while (waiting) {
+        const next = waiting.value;
+        waiting = null;
+        await work(next);
+      }
+    } finally {
+      busy = false;
+    }
+  };
+}

@@ -1,0 +1,130 @@
+// Several models on one picture: their masks, where they disagree, and the attention of the same point.
+
+import { Maps, choicesOf, newestOnly, statistics, byClass } from "/web/attention.js";
+import { percent } from "/web/heat.js";
+import { colorOf, nameOf, paintMap, weightAt } from "/web/inspector.js";
+import { Panel, element } from "/web/panel.js";
+import { classAt, paintMask } from "/web/picture.js";
+
+const MARK = [255, 0, 170]; // a colour that no palette of ours has
+const KINDS = { cca: "criss-cross, both passes", apnb: "pyramid (APNB)", afnb: "pyramid (AFNB)", nl: "dense (non-local)" };
+const short = (result) => result.model.title.split(",")[0];
+
+export class Comparison {
+  constructor(target, view, { onPoint, announce }) {
+    Object.assign(this, { target, view, onPoint, announce });
+    this.maps = new Maps();
+    this.columns = [];
+    this.follow = newestOnly((point) => this.#look(point));
+  }
+
+  show(results, picture) {
+    Object.assign(this, { results, picture });
+    this.columns = results.map((result) => this.#column(result));
+    const cards = this.columns.map(({ card }) => card);
+    this.target.replaceChildren(...cards, ...(results.length > 1 ? [this.#disagreement()] : []));
+    this.paintMasks();
+  }
+
+  #panel(label, tip) {
+    const panel = new Panel({ label, onPoint: this.onPoint, tip });
+    panel.show(this.picture);
+    return panel;
+  }
+
+  #column(result) {
+    const size = result.info.image;
+    const choice = choicesOf(result.info)[0];
+    const column = { result, choice, map: null };
+    column.mask = this.#panel(`The mask of ${short(result)}`, (pixel) => pixel && nameOf(result, classAt(result.mask, size, pixel)));
+    column.heat = this.#panel(`Attention of ${short(result)}`, (pixel) => pixel && column.map && percent(weightAt(column.map, size, pixel)));
+    column.reads = element("p", { className: "reads" });
+    column.card = element("article", { className: "card", dataset: { model: result.model.name } },
+      element("h3", {}, short(result), element("small", {}, `${result.reply.timings_ms.forward.toFixed(0)} ms · ${result.model.miou.toFixed(1)} mIoU`)),
+      column.mask.element,
+      element("h4", {}, "Attention: ", KINDS[choice.block]),
+      column.heat.element, column.reads);
+    return column;
+  }
+
+  paintMasks() {
+    for (const { result, mask } of this.columns) {
+      const isShown = (id) => !this.view.hidden.has(nameOf(result, id));
+      paintMask(mask.overlay, result.mask, result.model.classes, isShown);
+      mask.overlay.style.opacity = this.view.mask;
+    }
+  }
+
+  async #look(point) {
+    const { columns, view } = this;
+    for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, false);
+    this.different?.mark(point, columns[0].choice.grid, false);
+    const found = await Promise.all(columns.map(({ result, choice }) => this.maps.fetch(result, choice, point, view.direction)));
+    if (columns !== this.columns) return;
+    columns.forEach((column, index) => { column.map = found[index]; });
+    this.paint();
+    const said = columns.map(({ result }) => `${short(result)}: ${nameOf(result, classAt(result.mask, result.info.image, point))}`);
+    this.announce(`Point ${point.x}, ${point.y}. ${said.join(", ")}.`);
+  }
+
+  paint() {
+    for (const { map, heat, choice, reads, result } of this.columns) {
+      if (!map) continue;
+      paintMap(heat, map, this.view, { key: choice.key });
+      const { entropy, onCross } = statistics(map);
+      const most = byClass(map, result.mask).slice(0, 2).map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
+      reads.textContent = `Looks at ${most.join(", ")}; as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells, ` +
+        `${percent(onCross)} on its row and column.`;
+    }
+  }
+
+  #disagreement() {
+    const { results } = this;
+    const size = results[0].info.image;
+    this.different = this.#panel("Where the models disagree", (pixel) => pixel && results
+      .map((result) => `${short(result)}: ${nameOf(result, classAt(result.mask, size, pixel))}`).join("\n"));
+    this.different.element.classList.add("gray");
+    const { share, pairs } = this.#paintDifferences(this.different.overlay);
+    const rows = pairs.map(({ names, share: part, most }) => element("li", {},
+      element("b", {}, percent(part)), ` ${names.join(" and ")}`, element("small", {}, most ? `mostly ${most}` : "")));
+    return element("article", { className: "card disagreement" },
+      element("h3", {}, "Where they disagree", element("small", {}, `${percent(share)} of the pixels`)),
+      this.different.element, element("ul", { className: "pairs" }, ...rows));
+  }
+
+  /** By the classes' names: models may number theirs differently. */
+  #paintDifferences(canvas) {
+    const { results } = this;
+    const [{ mask: { width, height, ids } }] = results;
+    Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(width, height);
+    const pairs = results.flatMap((one, index) => results.slice(index + 1).map((other) => ({ one, other, count: 0, kinds: new Map() })));
+    const labels = new Map(results.map((result) => [result, result.model.classes.map(({ name }) => name)]));
+    let different = 0;
+    for (let index = 0; index < ids.length; index += 1) {
+      let differing = 0;
+      for (const pair of pairs) {
+        const first = labels.get(pair.one)[pair.one.mask.ids[index]];
+        const second = labels.get(pair.other)[pair.other.mask.ids[index]];
+        if (first === second) continue;
+        differing += 1;
+        pair.count += 1;
+        const kind = [first, second].sort().join(" or ");
+        pair.kinds.set(kind, (pair.kinds.get(kind) ?? 0) + 1);
+      }
+      if (!differing) continue;
+      different += 1;
+      image.data.set([...MARK, 255 * differing / pairs.length], 4 * index);
+    }
+    context.putImageData(image, 0, 0);
+    return {
+      share: different / ids.length,
+      pairs: pairs.map(({ one, other, count, kinds }) => ({
+        names: [short(one), short(other)],
+        share: count / ids.length,
+        most: [...kinds].sort((a, b) => b[1] - a[1])[0]?.[0],
+      })),
+    };
+  }
+}

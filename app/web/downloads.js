@@ -1,0 +1,29 @@
+// What can be taken home: the API's own files of what is on show.
+
+import { attentionUrl } from "/web/attention.js";
+import { element } from "/web/panel.js";
+
+export function fillDownloads(list, { results, model, point }, choice, view) {
+  const result = results.get(model);
+  if (!result) return;
+  const entries = [
+    ["Mask, class ids", "png", `/results/${result.id}?format=png`],
+    ["Mask, in colours", "png", `/results/${result.id}?format=palette`],
+    ["Mask over the picture", "png", `/results/${result.id}?format=overlay&alpha=${view.mask}`],
+    ["Classes and timings", "json", `/results/${result.id}?format=json`],
+  ];
+  if (point && choice) {
+    const asked = { ...point, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
+    const drawn = { ...asked, clip: view.clip, colormap: view.colormap };
+    entries.push(
+      ["Attention over the picture", "png", attentionUrl(result.id, { ...drawn, alpha: view.heat }, "overlay")],
+      ["Attention alone", "png", attentionUrl(result.id, drawn, "png")],
+      ["Attention, the weights", "npy", attentionUrl(result.id, asked, "npy")],
+      ["Attention, all numbers", "json", attentionUrl(result.id, asked, "json")],
+    );
+  }
+  list.replaceChildren(...entries.map(([title, kind, href]) => {
+    const download = `${model}-${title.toLowerCase().replace(/[^a-z]+/g, "-")}.${kind}`;
+    return element("li", {}, element("a", { href, download }, title, element("small", {}, kind.toUpperCase())));
+  }));
+}

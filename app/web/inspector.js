@@ -1,0 +1,183 @@
+// One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
+
+import { Maps, byClass, cellOf, choicesOf, newestOnly, statistics } from "/web/attention.js";
+import { ceilingOf, paintHeat, paintLegend, percent } from "/web/heat.js";
+import { fillLegend } from "/web/legend.js";
+import { Panel, element } from "/web/panel.js";
+import { classAt, paintMask } from "/web/picture.js";
+
+const TILE = 320; // pixels across
+const BLOCKS = { cca: "Criss-cross attention", apnb: "APNB: 110 anchors at four scales", afnb: "AFNB: high-level features look at low-level ones",
+  nl: "Non-local attention" };
+const MOST_CLASSES = 4;
+const byId = (id) => document.getElementById(id);
+
+export const colorOf = (result, id) => `rgb(${result.model.classes[id].color})`;
+export const nameOf = (result, id) => result.model.classes[id].name;
+
+/** Lays a map over a panel, and leaves word of the cell and the map that is shown. */
+export function paintMap(panel, map, view, { key, ceiling = ceilingOf(map.weights, view.clip), smooth = view.smooth }) {
+  paintHeat(panel.overlay, map, ceiling, view.colormap, smooth);
+  panel.overlay.classList.toggle("pixelated", !smooth);
+  panel.overlay.style.opacity = view.heat;
+  panel.overlay.dataset.map = key;
+  panel.overlay.dataset.cell = `${map.cell.row},${map.cell.column}`; // last: it tells that the map is on show
+}
+
+export function weightAt(map, size, pixel) {
+  const { row, column } = cellOf(pixel, size, { width: map.columns, height: map.rows });
+  return map.weights[row * map.columns + column];
+}
+
+export class Inspector {
+  /** @param view what is set on the page: see app.js */
+  constructor(view, { onPoint, onMap, announce }) {
+    Object.assign(this, { view, announce });
+    this.onMap = onMap;
+    this.maps = new Maps();
+    this.shown = null; // the map in the large panel, with its key
+    this.maskPanel = new Panel({ label: "The mask over the picture", onPoint, tip: (pixel) => this.#classTip(pixel) });
+    this.heatPanel = new Panel({ label: "Attention of the point over the picture", onPoint, tip: (pixel) => this.#weightTip(pixel) });
+    byId("mask-stage").append(this.maskPanel.element);
+    byId("heat-stage").append(this.heatPanel.element);
+    this.follow = newestOnly((point) => this.#look(point));
+  }
+
+  get choice() {
+    return this.choices.find(({ key }) => key === this.view.map) ?? this.choices[0];
+  }
+
+  show(result, picture) {
+    Object.assign(this, { result, picture, shown: null, choices: choicesOf(result.info) });
+    for (const panel of [this.maskPanel, this.heatPanel]) panel.show(picture);
+    this.clearHeat();
+    this.paintMask();
+    fillLegend(byId("legend"), {
+      predictions: result.reply.predictions,
+      colorOf: (id) => colorOf(result, id),
+      hidden: this.view.hidden,
+      onChange: (only) => this.paintMask(only),
+    });
+    this.#makeTiles();
+  }
+
+  clearHeat() {
+    const { overlay } = this.heatPanel;
+    overlay.width = 1;
+    delete overlay.dataset.cell;
+    byId("readout").hidden = true;
+    for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(null);
+  }
+
+  paintMask(only = null) {
+    const { hidden, mask } = this.view;
+    const isShown = (id) => (only === null ? !hidden.has(nameOf(this.result, id)) : id === only);
+    paintMask(this.maskPanel.overlay, this.result.mask, this.result.model.classes, isShown);
+    this.maskPanel.overlay.style.opacity = only === null ? mask : Math.max(mask, 0.7);
+    this.maskPanel.element.classList.toggle("spotlight", only !== null);
+  }
+
+  #makeTiles() {
+    this.tiles = new Map();
+    const blocks = [...new Set(this.choices.map(({ block }) => block))];
+    byId("tiles").replaceChildren(...blocks.map((block) => {
+      const tiles = this.choices.filter((choice) => choice.block === block).map((choice) => this.#makeTile(choice));
+      const group = element("fieldset", { className: "tiles" }, element("legend", {}, BLOCKS[block]), ...tiles);
+      group.hidden = this.choices.length < 2;
+      group.style.setProperty("--count", tiles.length);
+      return group;
+    }));
+  }
+
+  #makeTile(choice) {
+    const panel = new Panel({ label: choice.title, className: "small" });
+    panel.show(this.picture, TILE);
+    const radio = element("input", { type: "radio", name: "map", value: choice.key, checked: choice.key === this.choice.key });
+    radio.addEventListener("change", () => this.onMap(choice.key));
+    const share = element("small");
+    this.tiles.set(choice.key, { panel, share, choice });
+    return element("label", { className: "tile", title: choice.hint }, radio, panel.element, element("span", {}, choice.title, share));
+  }
+
+  /** Fetches what the point's maps need, then paints them all at once. */
+  async #look(point) {
+    const { result, choice, choices, view: { direction } } = this;
+    for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.onCross);
+    const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
+    const fetched = await Promise.all(wanted.map((one) => this.maps.fetch(result, one, point, direction)));
+    if (result !== this.result) return; // another picture or model came meanwhile
+    this.found = new Map(wanted.map((one, index) => [one.key, fetched[index]]));
+    this.paint();
+    this.#report(point);
+  }
+
+  /** Paints the maps that are there, by the settings of now. */
+  paint() {
+    const { view, choice } = this;
+    byId("heat-title").textContent = `${choice.title}${view.direction === "to" ? ", looked at from" : ""}`;
+    byId("heat-hint").textContent = choice.hint;
+    paintLegend(byId("colors-bar"), view.colormap);
+    const map = this.found?.get(choice.key);
+    if (!map) return;
+    const ceiling = ceilingOf(map.weights, view.clip);
+    this.shown = map;
+    paintMap(this.heatPanel, map, view, { key: choice.key, ceiling });
+    byId("colors-end").textContent = `${ceiling < Math.max(...map.weights) ? "≥ " : ""}${percent(ceiling)}`;
+    for (const tile of this.tiles.values()) this.#paintTile(tile);
+  }
+
+  #paintTile({ panel, share, choice }) {
+    const { level } = choice.parameters;
+    const map = this.found.get(choice.key);
+    if (!level || level === "all") {
+      paintMap(panel, map, this.view, { key: choice.key });
+      panel.mark(this.heatPanel.point, choice.grid, choice.onCross);
+      return;
+    }
+    const { anchors, cell } = this.found.get(`${choice.block}:all`);
+    if (!anchors) return; // who looks here is not asked of anchors
+    const weights = Float64Array.from(anchors[level].flat());
+    const ceiling = ceilingOf(Float64Array.from(Object.values(anchors).flat(2)), this.view.clip);
+    const size = Number(level);
+    paintMap(panel, { weights, rows: size, columns: size, cell }, this.view, { key: choice.key, ceiling, smooth: false });
+    share.textContent = percent(weights.reduce((sum, weight) => sum + weight, 0));
+  }
+
+  #report(point) {
+    const { result, shown, choice } = this;
+    const { sum, max, entropy, onCross } = statistics(shown);
+    const own = nameOf(result, classAt(result.mask, result.info.image, point));
+    const classes = byClass(shown, result.mask).slice(0, MOST_CLASSES);
+    byId("readout").hidden = false;
+    byId("reads-class").textContent = own;
+    byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;
+    byId("reads-spread").textContent = `as wide as ${Math.round(2 ** entropy)} of ${shown.weights.length} cells (${entropy.toFixed(1)} bits)`;
+    byId("reads-cross").textContent = percent(onCross);
+    byId("reads-max").textContent = percent(max);
+    byId("reads-sum").textContent = percent(sum);
+    byId("reads-classes").replaceChildren(...classes.map(({ id, share }) => {
+      const row = element("li", {}, element("i", { className: "swatch" }), element("span", {}, nameOf(result, id)),
+        element("b", {}, percent(share)));
+      row.style.setProperty("--color", colorOf(result, id));
+      row.style.setProperty("--share", share);
+      return row;
+    }));
+    const looked = classes.slice(0, 2).map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`).join(", ");
+    this.announce(`Point ${point.x}, ${point.y}: ${own}. ${choice.title} attention: ${looked}.`);
+  }
+
+  #classTip(pixel) {
+    if (!pixel) return "";
+    return nameOf(this.result, classAt(this.result.mask, this.result.info.image, pixel));
+  }
+
+  #weightTip(pixel) {
+    byId("colors-mark").hidden = true;
+    if (!pixel || !this.shown) return "";
+    const weight = weightAt(this.shown, this.result.info.image, pixel);
+    const share = Math.min(1, weight / (ceilingOf(this.shown.weights, this.view.clip) || 1));
+    byId("colors-mark").hidden = false;
+    byId("colors-mark").style.left = `${100 * share}%`;
+    return `${percent(weight)} · ${nameOf(this.result, classAt(this.result.mask, this.result.info.image, pixel))}`;
+  }
+}

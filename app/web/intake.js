@@ -1,0 +1,31 @@
+// The ways a picture comes in: chosen, photographed, dropped, pasted, or a sample.
+
+import { get } from "/web/api.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** @param onPicture called with a File or Blob, or a promise of one */
+export function listenForPictures(onPicture) {
+  for (const id of ["file", "camera"]) {
+    byId(id).addEventListener("change", (event) => {
+      const [file] = event.target.files;
+      event.target.value = ""; // so that the same file can be chosen again
+      if (file) onPicture(file);
+    });
+  }
+  byId("samples").addEventListener("click", (event) => {
+    const source = event.target.closest("button")?.dataset.src;
+    if (source) onPicture(get(source).then((response) => response.blob()));
+  });
+  document.addEventListener("paste", (event) => event.clipboardData.files[0] && onPicture(event.clipboardData.files[0]));
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    byId("drop").hidden = !event.dataTransfer.types.includes("Files");
+  });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("drop").hidden = true; });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    byId("drop").hidden = true;
+    if (event.dataTransfer.files[0]) onPicture(event.dataTransfer.files[0]);
+  });
+}

@@ -1,0 +1,35 @@
+// The classes found: their colours and shares; each can be switched off, and pointed at to see it alone.
+
+import { element } from "/web/panel.js";
+
+/**
+ * @param predictions as /segment has them
+ * @param colorOf class id -> CSS colour
+ * @param hidden set of class names that are switched off; changed here
+ * @param onChange called with the id of the class to show alone, or null
+ */
+export function fillLegend(list, { predictions, colorOf, hidden, onChange }) {
+  const largest = Math.max(...predictions.map(({ fraction }) => fraction));
+  const rows = [...predictions].sort((a, b) => b.fraction - a.fraction).map((prediction) => {
+    const name = prediction.class;
+    const share = `${(100 * prediction.fraction).toFixed(1)} %`;
+    const bar = element("span", { className: "bar" });
+    bar.style.setProperty("--share", prediction.fraction / largest);
+    const button = element("button", { type: "button", className: "class" },
+      element("i", { className: "swatch" }), element("span", { className: "name" }, name), bar,
+      element("span", { className: "share" }, share));
+    button.style.setProperty("--color", colorOf(prediction.class_id));
+    button.title = `${name}: ${share} of the picture, mean confidence ${(100 * prediction.confidence).toFixed(0)} %`;
+    const press = () => button.setAttribute("aria-pressed", String(!hidden.has(name)));
+    press();
+    button.addEventListener("click", () => {
+      if (!hidden.delete(name)) hidden.add(name);
+      press();
+      onChange(null);
+    });
+    button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && onChange(prediction.class_id));
+    button.addEventListener("pointerleave", () => onChange(null));
+    return element("li", {}, button);
+  });
+  list.replaceChildren(...rows);
+}

@@ -1,0 +1,70 @@
+// Pictures and masks as pixels, small enough for any browser's canvas.
+
+import { get } from "/web/api.js";
+
+const MOST_PIXELS = 2_000_000; // what is shown; phones refuse canvases far larger
+
+/** @returns {{width, height}} the size at which a picture is worked with here */
+export function workSize({ width, height }) {
+  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
+  return { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+}
+
+export function newCanvas({ width, height }) {
+  return Object.assign(document.createElement("canvas"), { width, height });
+}
+
+function drawn(bitmap, size, smooth) {
+  const canvas = newCanvas(size);
+  const context = canvas.getContext("2d", { willReadFrequently: !smooth });
+  context.imageSmoothingEnabled = smooth;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, size.width, size.height);
+  return canvas;
+}
+
+/** The picture upright on a canvas, with its full size; null if this browser can't read it, as with TIFF. */
+export async function readPicture(blob) {
+  try {
+    const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
+    const full = { width: bitmap.width, height: bitmap.height };
+    return { canvas: drawn(bitmap, workSize(full), true), ...full };
+  } catch {
+    return null;
+  }
+}
+
+/** The picture of a result, as the server keeps it. */
+export async function fetchPicture(id) {
+  const headers = { Accept: "image/webp" };
+  return readPicture(await (await get(`/results/${id}?format=overlay&alpha=0`, { headers })).blob());
+}
+
+/** Class ids of a base64 PNG, at work size: {ids, width, height}. */
+export async function readMask(base64, size) {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }), { colorSpaceConversion: "none" });
+  const work = workSize(size);
+  const { data } = drawn(bitmap, work, false).getContext("2d").getImageData(0, 0, work.width, work.height);
+  return { ...work, ids: Uint8Array.from({ length: work.width * work.height }, (_, index) => data[4 * index]) };
+}
+
+/** The mask in its classes' colours; those that `isShown` (by id) refuses are left clear. */
+export function paintMask(canvas, mask, classes, isShown) {
+  Object.assign(canvas, { width: mask.width, height: mask.height });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(mask.width, mask.height);
+  const colors = new Uint32Array(256);
+  const bytes = new Uint8Array(colors.buffer);
+  for (const { id, color } of classes) if (isShown(id)) bytes.set([...color, 255], 4 * id);
+  const pixels = new Uint32Array(image.data.buffer);
+  mask.ids.forEach((id, index) => { pixels[index] = colors[id]; });
+  context.putImageData(image, 0, 0);
+}
+
+/** @returns class id at a pixel of the full picture */
+export function classAt(mask, size, { x, y }) {
+  const column = Math.min(mask.width - 1, Math.floor((x + 0.5) * mask.width / size.width));
+  const row = Math.min(mask.height - 1, Math.floor((y + 0.5) * mask.height / size.height));
+  return mask.ids[row * mask.width + column];
+}

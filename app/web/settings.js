@@ -1,0 +1,43 @@
+// How masks and maps are drawn, as the sliders and menus set it.
+
+const byId = (id) => document.getElementById(id);
+
+/** The view that a link asks for; its parts are changed in place by the controls. */
+export function viewOf(link) {
+  return {
+    map: link.map,
+    direction: link.direction,
+    mask: Number(link.mask),
+    heat: Number(link.heat),
+    clip: Number(link.clip),
+    colormap: link.colors,
+    smooth: link.cells === "smooth",
+    hidden: new Set(link.hide ? link.hide.split(",") : []),
+    toLink() {
+      const { map, direction, mask, heat, clip, colormap: colors } = this;
+      return { map, direction, mask, heat, clip, colors, cells: this.smooth ? "smooth" : "exact", hide: [...this.hidden].join(",") };
+    },
+  };
+}
+
+/** @param onChange called after each change, with whether the server must be asked anew */
+export function bindSettings(view, onChange) {
+  const controls = { mask: "mask", heat: "heat", clip: "clip", colors: "colormap", direction: "direction" };
+  for (const [id, name] of Object.entries(controls)) {
+    const control = byId(id);
+    const isNumber = control.type === "range";
+    control.value = view[name];
+    control.addEventListener("input", () => {
+      view[name] = isNumber ? Number(control.value) : control.value;
+      byId("clip-value").textContent = view.clip;
+      onChange(id === "direction");
+    });
+  }
+  byId("clip-value").textContent = view.clip;
+  byId("cells").value = view.smooth ? "smooth" : "exact";
+  byId("cells").addEventListener("input", (event) => {
+    view.smooth = event.target.value === "smooth";
+    onChange(false);
+  });
+  byId("settings").addEventListener("submit", (event) => event.preventDefault());
+}
