@@ -136,15 +136,16 @@ function showAll() {
   if (state.comparing) comparison.show([...state.results.values()], state.picture);
   else inspector.show(result, state.picture);
   fillLatency(byId("latency"), state.comparing ? [...state.results.values()] : [result]);
-  byId("point-hint").hidden = state.point !== null;
-  noteChange();
-  if (state.point) look(state.point);
+  // In reach of both: under the large pictures, or under all models' columns.
+  if (state.comparing) byId("many").after(byId("settings"));
+  else byId("classes-part").before(byId("settings"));
+  state.point ??= { x: Math.floor(state.picture.width / 2), y: Math.floor(state.picture.height / 2) };
+  look(state.point);
 }
 
 /** Follows the point. A result that the server has let go is made again, as long as the picture is here. */
 async function look(point) {
   state.point = point;
-  byId("point-hint").hidden = true;
   noteChange();
   try {
     await stage().follow(point);

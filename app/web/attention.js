@@ -13,25 +13,30 @@ const EXPLAINED = {
   "nl:": "Dense attention: every cell against every other.",
 };
 
-/** A map that can be asked for: {key, block, step?, level?, title, hint, grid, onCross}. */
+/** A map that can be asked for: {key, block, parameters, title, hint, grid, hasCross}. */
 function choice(block, part, value, title) {
   const key = `${block.block}:${value ?? ""}`;
   const parameters = { block: block.block, ...(part && { [part]: value }) };
-  const onCross = block.block === "cca" && value !== "composed";
-  return { key, parameters, title, hint: EXPLAINED[key] ?? "", grid: block.grid, onCross, block: block.block };
+  const hasCross = block.block === "cca";
+  return { key, parameters, title, hint: EXPLAINED[key] ?? "", grid: block.grid, hasCross, block: block.block };
 }
 
-/** All maps of a result's /info, the most telling first. */
+/** All maps of a result's /info, in the network's order. */
 export function choicesOf(info) {
-  return [...info.blocks].reverse().flatMap((block) => {
+  return info.blocks.flatMap((block) => {
     const name = NAMES[block.block];
     if (block.steps.length) {
-      const steps = [...block.steps].reverse();
-      return steps.map((step) => choice(block, "step", step, step === "composed" ? "Composed" : `Step ${step}`));
+      return block.steps.map((step) => choice(block, "step", step, step === "composed" ? "Composed" : `Step ${step}`));
     }
     if (!block.levels.length) return [choice(block, null, null, name)];
-    return block.levels.map((level) => choice(block, "level", level, level === "all" ? name : `${level}×${level}`));
+    return block.levels.map((level) => choice(block, "level", level, level === "all" ? name : `${name}, ${level}×${level}`));
   });
+}
+
+/** The map to begin with: all that the last block does. */
+export function mainOf(choices) {
+  const { block } = choices.at(-1);
+  return choices.find((one) => one.block === block && one.parameters.level === "all") ?? choices.at(-1);
 }
 
 export function cellOf({ x, y }, size, grid) {

@@ -1,8 +1,9 @@
 // Several models on one picture: their masks, where they disagree, and the attention of the same point.
 
-import { Maps, choicesOf, newestOnly, statistics, byClass } from "/web/attention.js";
+import { Maps, byClass, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
 import { percent } from "/web/heat.js";
 import { colorOf, nameOf, paintMap, weightAt } from "/web/inspector.js";
+import { fillLegend } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
 import { classAt, paintMask } from "/web/picture.js";
 
@@ -34,7 +35,7 @@ export class Comparison {
 
   #column(result) {
     const size = result.info.image;
-    const choice = choicesOf(result.info)[0];
+    const choice = mainOf(choicesOf(result.info));
     const column = { result, choice, map: null };
     column.mask = this.#panel(`The mask of ${short(result)}`, (pixel) => pixel && nameOf(result, classAt(result.mask, size, pixel)));
     column.heat = this.#panel(`Attention of ${short(result)}`, (pixel) => pixel && column.map && percent(weightAt(column.map, size, pixel)));
@@ -57,7 +58,7 @@ export class Comparison {
 
   async #look(point) {
     const { columns, view } = this;
-    for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, false);
+    for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, choice.hasCross);
     this.different?.mark(point, columns[0].choice.grid, false);
     const found = await Promise.all(columns.map(({ result, choice }) => this.maps.fetch(result, choice, point, view.direction)));
     if (columns !== this.columns) return;
@@ -72,7 +73,8 @@ export class Comparison {
       if (!map) continue;
       paintMap(heat, map, this.view, { key: choice.key });
       const { entropy, onCross } = statistics(map);
-      const most = byClass(map, result.mask).slice(0, 2).map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
+      const most = byClass(map, result.mask).slice(0, 2).filter(({ share }) => share > 0.001)
+        .map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
       reads.textContent = `Looks at ${most.join(", ")}; as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells, ` +
         `${percent(onCross)} on its row and column.`;
     }
@@ -89,7 +91,16 @@ export class Comparison {
       element("b", {}, percent(part)), ` ${names.join(" and ")}`, element("small", {}, most ? `mostly ${most}` : "")));
     return element("article", { className: "card disagreement" },
       element("h3", {}, "Where they disagree", element("small", {}, `${percent(share)} of the pixels`)),
-      this.different.element, element("ul", { className: "pairs" }, ...rows));
+      this.different.element, element("ul", { className: "pairs" }, ...rows), this.#legend());
+  }
+
+  /** Of the first model's classes; they are switched on and off for all. */
+  #legend() {
+    const [first] = this.results;
+    const list = element("ul", { className: "chips" });
+    const onChange = () => this.paintMasks();
+    fillLegend(list, { predictions: first.reply.predictions, colorOf: (id) => colorOf(first, id), hidden: this.view.hidden, onChange });
+    return list;
   }
 
   /** By the classes' names: models may number theirs differently. */

@@ -69,6 +69,6 @@ export function paintLegend(canvas, colormap) {
 /** A weight as people read it: 12.3 %, or 0.0042 % where there is little. */
 export function percent(weight) {
   const value = 100 * weight;
-  if (value === 0) return "0 %";
-  return `${value >= 10 ? value.toFixed(1) : value >= 0.0001 ? Number(value.toPrecision(2)) : value.toExponential(1)} %`;
+  if (value > 0 && value < 0.001) return "< 0.001 %";
+  return `${value >= 10 ? value.toFixed(1) : Number(value.toPrecision(2))} %`;
 }

@@ -1,6 +1,6 @@
 // One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
 
-import { Maps, byClass, cellOf, choicesOf, newestOnly, statistics } from "/web/attention.js";
+import { Maps, byClass, cellOf, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
 import { ceilingOf, paintHeat, paintLegend, percent } from "/web/heat.js";
 import { fillLegend } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
@@ -10,6 +10,7 @@ const TILE = 320; // pixels across
 const BLOCKS = { cca: "Criss-cross attention", apnb: "APNB: 110 anchors at four scales", afnb: "AFNB: high-level features look at low-level ones",
   nl: "Non-local attention" };
 const MOST_CLASSES = 4;
+const LEAST_SHARE = 0.0005; // of the weight: less is not worth a line
 const byId = (id) => document.getElementById(id);
 
 export const colorOf = (result, id) => `rgb(${result.model.classes[id].color})`;
@@ -29,6 +30,8 @@ export function weightAt(map, size, pixel) {
   return map.weights[row * map.columns + column];
 }
 
+const nameOfTile = ({ title, parameters: { level } }) => (level === "all" ? "all scales" : level ? `${level} × ${level}` : title);
+
 export class Inspector {
   /** @param view what is set on the page: see app.js */
   constructor(view, { onPoint, onMap, announce }) {
@@ -44,7 +47,7 @@ export class Inspector {
   }
 
   get choice() {
-    return this.choices.find(({ key }) => key === this.view.map) ?? this.choices[0];
+    return this.choices.find(({ key }) => key === this.view.map) ?? mainOf(this.choices);
   }
 
   show(result, picture) {
@@ -96,13 +99,13 @@ export class Inspector {
     radio.addEventListener("change", () => this.onMap(choice.key));
     const share = element("small");
     this.tiles.set(choice.key, { panel, share, choice });
-    return element("label", { className: "tile", title: choice.hint }, radio, panel.element, element("span", {}, choice.title, share));
+    return element("label", { className: "tile", title: choice.hint }, radio, panel.element, element("span", {}, nameOfTile(choice), share));
   }
 
   /** Fetches what the point's maps need, then paints them all at once. */
   async #look(point) {
     const { result, choice, choices, view: { direction } } = this;
-    for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.onCross);
+    for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.hasCross);
     const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
     const fetched = await Promise.all(wanted.map((one) => this.maps.fetch(result, one, point, direction)));
     if (result !== this.result) return; // another picture or model came meanwhile
@@ -131,7 +134,7 @@ export class Inspector {
     const map = this.found.get(choice.key);
     if (!level || level === "all") {
       paintMap(panel, map, this.view, { key: choice.key });
-      panel.mark(this.heatPanel.point, choice.grid, choice.onCross);
+      panel.mark(this.heatPanel.point, choice.grid, choice.hasCross);
       return;
     }
     const { anchors, cell } = this.found.get(`${choice.block}:all`);
@@ -147,7 +150,7 @@ export class Inspector {
     const { result, shown, choice } = this;
     const { sum, max, entropy, onCross } = statistics(shown);
     const own = nameOf(result, classAt(result.mask, result.info.image, point));
-    const classes = byClass(shown, result.mask).slice(0, MOST_CLASSES);
+    const classes = byClass(shown, result.mask).slice(0, MOST_CLASSES).filter(({ share }) => share >= LEAST_SHARE);
     byId("readout").hidden = false;
     byId("reads-class").textContent = own;
     byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;

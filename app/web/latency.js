@@ -8,22 +8,33 @@ const ATTENTION = /^(cca|afnb|apnb|nl|non_local)/;
 
 /** @param results whose replies' `timings_ms` are shown; one that is fetched again has those of its batch alone */
 export function fillLatency(target, results) {
-  target.replaceChildren(...results.flatMap((result) => bars(result, results.length > 1 ? `${result.model.title}: ` : "")));
+  const longest = Math.max(...results.map(({ reply }) => sumOf(modulesOf(reply.timings_ms))));
+  target.replaceChildren(...results.length > 1
+    ? results.map(({ reply, model }) => moduleBar(model.title, modulesOf(reply.timings_ms), longest))
+    : [requestBar(results[0]), moduleBar("Inside the network, by module", modulesOf(results[0].reply.timings_ms), longest)]);
 }
 
-function bars({ reply: { timings_ms: timings }, elapsed }, prefix) {
+const sumOf = (parts) => parts.reduce((sum, { ms }) => sum + ms, 0);
+
+function modulesOf(timings) {
+  return Object.entries(timings).filter(([name]) => name.startsWith("module."))
+    .map(([name, ms]) => ({ label: name.slice(7), name: name.slice(7), ms }));
+}
+
+function moduleBar(title, modules, longest) {
+  const made = bar(title, milliseconds(sumOf(modules)), modules);
+  made.style.setProperty("--length", sumOf(modules) / longest);
+  return made;
+}
+
+function requestBar({ reply: { timings_ms: timings }, elapsed }) {
   const stages = Object.entries(STAGES).filter(([name]) => name in timings)
     .map(([name, label]) => ({ label, name, ms: timings[name] }));
-  const modules = Object.entries(timings).filter(([name]) => name.startsWith("module."))
-    .map(([name, ms]) => ({ label: name.slice(7), name: name.slice(7), ms }));
-  const total = stages.reduce((sum, { ms }) => sum + ms, 0);
+  const total = sumOf(stages);
   const heading = elapsed
     ? `${milliseconds(elapsed)} from here and back, ${milliseconds(total)} of them in the server`
     : `${milliseconds(total)} in the server`;
-  return [
-    bar(`${prefix}the request`, heading, stages),
-    bar(`${prefix}inside the network, by module`, milliseconds(modules.reduce((sum, { ms }) => sum + ms, 0)), modules),
-  ];
+  return bar("This request", heading, stages);
 }
 
 function milliseconds(ms) {
@@ -31,7 +42,7 @@ function milliseconds(ms) {
 }
 
 function bar(title, note, parts) {
-  const total = parts.reduce((sum, { ms }) => sum + ms, 0) || 1;
+  const total = sumOf(parts) || 1;
   const segments = parts.map(({ name, label, ms }, index) => {
     const segment = element("span", { className: "segment", title: `${label}: ${milliseconds(ms)}` });
     segment.style.flexGrow = String(ms / total);

@@ -22,7 +22,7 @@ export function viewOf(link) {
 
 /** @param onChange called after each change, with whether the server must be asked anew */
 export function bindSettings(view, onChange) {
-  const controls = { mask: "mask", heat: "heat", clip: "clip", colors: "colormap", direction: "direction" };
+  const controls = { mask: "mask", heat: "heat", clip: "clip", colors: "colormap" };
   for (const [id, name] of Object.entries(controls)) {
     const control = byId(id);
     const isNumber = control.type === "range";
@@ -30,7 +30,7 @@ export function bindSettings(view, onChange) {
     control.addEventListener("input", () => {
       view[name] = isNumber ? Number(control.value) : control.value;
       byId("clip-value").textContent = view.clip;
-      onChange(id === "direction");
+      onChange(false);
     });
   }
   byId("clip-value").textContent = view.clip;
