@@ -115,6 +115,9 @@ async function toResult(reply, elapsed = null) {
   return { id: reply.id, model: modelNamed(reply.model), reply, info, mask, elapsed };
 }
 
+/** Results as their models are listed, in whichever order they came. */
+const inOrder = () => state.models.map(({ name }) => state.results.get(name)).filter(Boolean);
+
 const modelNamed = (name) => state.models.find((model) => model.name === name);
 
 // ---- showing ------------------------------------------------------------------------------------------------------
@@ -133,9 +136,9 @@ function showAll() {
   byId("model").value = state.model;
   byId("model").disabled = state.comparing;
   const result = state.results.get(state.model);
-  if (state.comparing) comparison.show([...state.results.values()], state.picture);
+  if (state.comparing) comparison.show(inOrder(), state.picture);
   else inspector.show(result, state.picture);
-  fillLatency(byId("latency"), state.comparing ? [...state.results.values()] : [result]);
+  fillLatency(byId("latency"), state.comparing ? inOrder() : [result]);
   // In reach of both: under the large pictures, or under all models' columns.
   if (state.comparing) byId("many").after(byId("settings"));
   else byId("classes-part").before(byId("settings"));
@@ -177,7 +180,7 @@ function noteChange() { // browsers stop pages that change their address at ever
 
 function linkValues() {
   const { x = "", y = "" } = state.point ?? {};
-  const ids = [...state.results.values()].map(({ id }) => id).join(",");
+  const ids = inOrder().map(({ id }) => id).join(",");
   const isDefault = modelNamed(state.model)?.default;
   return { ...view.toLink(), view: state.comparing ? "many" : DEFAULTS.view, model: isDefault ? "" : state.model, x, y, ids };
 }

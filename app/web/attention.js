@@ -21,12 +21,19 @@ function choice(block, part, value, title) {
   return { key, parameters, title, hint: EXPLAINED[key] ?? "", grid: block.grid, hasCross, block: block.block };
 }
 
+function rollout(block) {
+  const made = choice(block, "step", "composed", "Rollout");
+  made.parameters.compose = "rollout";
+  return { ...made, key: "cca:rollout", hint: "Both passes with their residuals: as much as attention enters at all." };
+}
+
 /** All maps of a result's /info, in the network's order. */
 export function choicesOf(info) {
   return info.blocks.flatMap((block) => {
     const name = NAMES[block.block];
     if (block.steps.length) {
-      return block.steps.map((step) => choice(block, "step", step, step === "composed" ? "Composed" : `Step ${step}`));
+      const steps = block.steps.map((step) => choice(block, "step", step, step === "composed" ? "Composed" : `Step ${step}`));
+      return block.composes.includes("rollout") ? [...steps, rollout(block)] : steps;
     }
     if (!block.levels.length) return [choice(block, null, null, name)];
     return block.levels.map((level) => choice(block, "level", level, level === "all" ? name : `${name}, ${level}×${level}`));
@@ -36,7 +43,8 @@ export function choicesOf(info) {
 /** The map to begin with: all that the last block does. */
 export function mainOf(choices) {
   const { block } = choices.at(-1);
-  return choices.find((one) => one.block === block && one.parameters.level === "all") ?? choices.at(-1);
+  const ofBlock = choices.filter((one) => one.block === block);
+  return ofBlock.find(({ key }) => key === "cca:composed" || key.endsWith(":all")) ?? ofBlock.at(-1);
 }
 
 export function cellOf({ x, y }, size, grid) {
@@ -65,7 +73,7 @@ export class Maps {
     const wantsAnchors = choice.parameters.level === "all" && direction !== "to";
     const [weights, numbers] = await Promise.all([
       getArray(attentionUrl(result.id, asked, "npy")),
-      wantsAnchors ? getJson(attentionUrl(result.id, asked, "json")) : null,
+      wantsAnchors ? getJson(attentionUrl(result.id, { ...asked, weights: false }, "json")) : null,
     ]);
     const map = { weights, rows: choice.grid.height, columns: choice.grid.width, cell, anchors: numbers?.anchors };
     this.#keep(key, map);

@@ -14,7 +14,7 @@ export function fillDownloads(list, { results, model, point }, choice, view) {
   ];
   if (point && choice) {
     const asked = { ...point, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
-    const drawn = { ...asked, clip: view.clip, colormap: view.colormap };
+    const drawn = { ...asked, clip: view.clip, norm: view.norm, interp: view.smooth ? "bilinear" : "nearest", colormap: view.colormap };
     entries.push(
       ["Attention over the picture", "png", attentionUrl(result.id, { ...drawn, alpha: view.heat }, "overlay")],
       ["Attention alone", "png", attentionUrl(result.id, drawn, "png")],

@@ -3,21 +3,57 @@
 import { COLORMAPS } from "/web/colormaps.js";
 
 const MAX_GAIN = 100; // the colours never end below this part of the largest weight
+const DECADES = 4; // of a logarithmic scale
 const WIDEST = 320; // pixels: enough for a smooth look, few enough to paint while a finger moves
 
-/** The weight at which the colours end: a percentile of the weights above zero, linear between ranks as in NumPy. */
-export function ceilingOf(weights, clip) {
+/**
+ * The server's four norms, over the weights of one map, or of several that share their colours.
+ * @returns {{start, end, toShare}} texts for the colours' ends, and a function from a weight to 0 ... 1
+ */
+export function scaleOf(weights, { norm, clip }) {
   const positive = Float64Array.from(weights.filter((weight) => weight > 0)).sort();
-  if (!positive.length) return 0;
-  const rank = (positive.length - 1) * clip / 100;
+  if (!positive.length) return { start: "0", end: "", toShare: () => 0 };
+  if (norm === "rank" || norm === "sum") return runningScale(positive, norm);
+  const ceiling = Math.max(percentile(positive, clip), positive.at(-1) / MAX_GAIN);
+  const end = `${ceiling < positive.at(-1) ? "≥ " : ""}${percent(ceiling)}`;
+  if (norm === "max") return { start: "0", end, toShare: (weight) => within(weight / ceiling) };
+  const start = `≤ ${percent(ceiling / 10 ** DECADES)}`;
+  return { start, end, toShare: (weight) => within(1 + Math.log10(weight / ceiling) / DECADES) };
+}
+
+const within = (share) => Math.min(1, Math.max(0, share));
+
+/** Linear between ranks, as NumPy has it. */
+function percentile(sorted, clip) {
+  const rank = (sorted.length - 1) * clip / 100;
   const below = Math.floor(rank);
-  const above = Math.min(below + 1, positive.length - 1);
-  const percentile = positive[below] + (positive[above] - positive[below]) * (rank - below);
-  return Math.max(percentile, positive.at(-1) / MAX_GAIN);
+  const above = Math.min(below + 1, sorted.length - 1);
+  return sorted[below] + (sorted[above] - sorted[below]) * (rank - below);
+}
+
+/** By the share of cells, or of the weight, that lies on cells no heavier. */
+function runningScale(sorted, norm) {
+  const running = new Float64Array(sorted.length + 1);
+  sorted.forEach((weight, index) => { running[index + 1] = running[index] + (norm === "rank" ? 1 : weight); });
+  const toShare = (weight) => within(running[countUpTo(sorted, weight)] / running.at(-1));
+  return norm === "rank"
+    ? { start: "lightest cell", end: "heaviest", toShare }
+    : { start: "0", end: "the whole sum", toShare };
+}
+
+function countUpTo(sorted, weight) {
+  let low = 0;
+  let high = sorted.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] <= weight) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 /** Paints weights [rows, columns] onto a canvas: one pixel a cell, or bilinear between the cells' centres. */
-export function paintHeat(canvas, map, ceiling, colormap, smooth) {
+export function paintHeat(canvas, map, toShare, colormap, smooth) {
   const { columns, rows, weights } = map;
   const factor = smooth ? Math.max(1, Math.floor(WIDEST / columns)) : 1;
   const width = columns * factor;
@@ -27,7 +63,7 @@ export function paintHeat(canvas, map, ceiling, colormap, smooth) {
   const image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
   const colors = COLORMAPS[colormap];
-  const scaled = weights.map((weight) => Math.min(255, (ceiling > 0 ? weight / ceiling : 0) * 255));
+  const levels = weights.map((weight) => Math.round(toShare(weight) * 255));
   const across = stops(columns, factor);
   const down = stops(rows, factor);
   for (let y = 0, index = 0; y < height; y += 1) {
@@ -38,8 +74,8 @@ export function paintHeat(canvas, map, ceiling, colormap, smooth) {
       const left = across.cell[x];
       const right = Math.min(left + 1, columns - 1);
       const part = across.part[x];
-      const upper = scaled[top + left] + (scaled[top + right] - scaled[top + left]) * part;
-      const lower = scaled[bottom + left] + (scaled[bottom + right] - scaled[bottom + left]) * part;
+      const upper = levels[top + left] + (levels[top + right] - levels[top + left]) * part;
+      const lower = levels[bottom + left] + (levels[bottom + right] - levels[bottom + left]) * part;
       pixels[index] = colors[Math.round(upper + (lower - upper) * low)];
     }
   }

@@ -1,7 +1,7 @@
 // One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
 
 import { Maps, byClass, cellOf, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
-import { ceilingOf, paintHeat, paintLegend, percent } from "/web/heat.js";
+import { paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
 import { fillLegend } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
 import { classAt, paintMask } from "/web/picture.js";
@@ -17,8 +17,8 @@ export const colorOf = (result, id) => `rgb(${result.model.classes[id].color})`;
 export const nameOf = (result, id) => result.model.classes[id].name;
 
 /** Lays a map over a panel, and leaves word of the cell and the map that is shown. */
-export function paintMap(panel, map, view, { key, ceiling = ceilingOf(map.weights, view.clip), smooth = view.smooth }) {
-  paintHeat(panel.overlay, map, ceiling, view.colormap, smooth);
+export function paintMap(panel, map, view, { key, scale = scaleOf(map.weights, view), smooth = view.smooth }) {
+  paintHeat(panel.overlay, map, scale.toShare, view.colormap, smooth);
   panel.overlay.classList.toggle("pixelated", !smooth);
   panel.overlay.style.opacity = view.heat;
   panel.overlay.dataset.map = key;
@@ -117,15 +117,16 @@ export class Inspector {
   /** Paints the maps that are there, by the settings of now. */
   paint() {
     const { view, choice } = this;
-    byId("heat-title").textContent = `${choice.title}${view.direction === "to" ? ", looked at from" : ""}`;
+    byId("heat-title").textContent = `${choice.title}${view.direction === "to" ? ": who looks here" : ""}`;
     byId("heat-hint").textContent = choice.hint;
     paintLegend(byId("colors-bar"), view.colormap);
     const map = this.found?.get(choice.key);
     if (!map) return;
-    const ceiling = ceilingOf(map.weights, view.clip);
     this.shown = map;
-    paintMap(this.heatPanel, map, view, { key: choice.key, ceiling });
-    byId("colors-end").textContent = `${ceiling < Math.max(...map.weights) ? "≥ " : ""}${percent(ceiling)}`;
+    this.scale = scaleOf(map.weights, view);
+    paintMap(this.heatPanel, map, view, { key: choice.key, scale: this.scale });
+    byId("colors-start").textContent = this.scale.start;
+    byId("colors-end").textContent = this.scale.end;
     for (const tile of this.tiles.values()) this.#paintTile(tile);
   }
 
@@ -138,11 +139,12 @@ export class Inspector {
       return;
     }
     const { anchors, cell } = this.found.get(`${choice.block}:all`);
-    if (!anchors) return; // who looks here is not asked of anchors
+    panel.element.parentElement.hidden = !anchors; // who looks here is not a question to anchors
+    if (!anchors) return;
     const weights = Float64Array.from(anchors[level].flat());
-    const ceiling = ceilingOf(Float64Array.from(Object.values(anchors).flat(2)), this.view.clip);
+    const scale = scaleOf(Float64Array.from(Object.values(anchors).flat(2)), this.view); // the four share their colours
     const size = Number(level);
-    paintMap(panel, { weights, rows: size, columns: size, cell }, this.view, { key: choice.key, ceiling, smooth: false });
+    paintMap(panel, { weights, rows: size, columns: size, cell }, this.view, { key: choice.key, scale, smooth: false });
     share.textContent = percent(weights.reduce((sum, weight) => sum + weight, 0));
   }
 
@@ -152,6 +154,7 @@ export class Inspector {
     const own = nameOf(result, classAt(result.mask, result.info.image, point));
     const classes = byClass(shown, result.mask).slice(0, MOST_CLASSES).filter(({ share }) => share >= LEAST_SHARE);
     byId("readout").hidden = false;
+    byId("reads-title").textContent = this.view.direction === "to" ? "Looked at from" : "Looks at";
     byId("reads-class").textContent = own;
     byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;
     byId("reads-spread").textContent = `as wide as ${Math.round(2 ** entropy)} of ${shown.weights.length} cells (${entropy.toFixed(1)} bits)`;
@@ -178,9 +181,8 @@ export class Inspector {
     byId("colors-mark").hidden = true;
     if (!pixel || !this.shown) return "";
     const weight = weightAt(this.shown, this.result.info.image, pixel);
-    const share = Math.min(1, weight / (ceilingOf(this.shown.weights, this.view.clip) || 1));
     byId("colors-mark").hidden = false;
-    byId("colors-mark").style.left = `${100 * share}%`;
+    byId("colors-mark").style.left = `${100 * this.scale.toShare(weight)}%`;
     return `${percent(weight)} · ${nameOf(this.result, classAt(this.result.mask, this.result.info.image, pixel))}`;
   }
 }

@@ -2,7 +2,7 @@
 
 /** What a view starts with; a link has only what differs. */
 export const DEFAULTS = { view: "one", model: "", map: "", direction: "from", x: "", y: "", mask: "0.55", heat: "0.65",
-  clip: "99", colors: "inferno", cells: "smooth", hide: "", ids: "" };
+  clip: "99", norm: "max", colors: "inferno", cells: "smooth", hide: "", ids: "" };
 
 /** @returns {object} all of DEFAULTS' keys, as text */
 export function readLink(hash) {

@@ -10,19 +10,20 @@ export function viewOf(link) {
     mask: Number(link.mask),
     heat: Number(link.heat),
     clip: Number(link.clip),
+    norm: link.norm,
     colormap: link.colors,
     smooth: link.cells === "smooth",
     hidden: new Set(link.hide ? link.hide.split(",") : []),
     toLink() {
-      const { map, direction, mask, heat, clip, colormap: colors } = this;
-      return { map, direction, mask, heat, clip, colors, cells: this.smooth ? "smooth" : "exact", hide: [...this.hidden].join(",") };
+      const { map, direction, mask, heat, clip, norm, colormap: colors } = this;
+      return { map, direction, mask, heat, clip, norm, colors, cells: this.smooth ? "smooth" : "exact", hide: [...this.hidden].join(",") };
     },
   };
 }
 
 /** @param onChange called after each change, with whether the server must be asked anew */
 export function bindSettings(view, onChange) {
-  const controls = { mask: "mask", heat: "heat", clip: "clip", colors: "colormap" };
+  const controls = { mask: "mask", heat: "heat", clip: "clip", norm: "norm", colors: "colormap", direction: "direction" };
   for (const [id, name] of Object.entries(controls)) {
     const control = byId(id);
     const isNumber = control.type === "range";
@@ -30,7 +31,7 @@ export function bindSettings(view, onChange) {
     control.addEventListener("input", () => {
       view[name] = isNumber ? Number(control.value) : control.value;
       byId("clip-value").textContent = view.clip;
-      onChange(false);
+      onChange(id === "direction");
     });
   }
   byId("clip-value").textContent = view.clip;

@@ -1,0 +1,129 @@
+"""How fast the heat map follows the pointer: `python -m benchmarks.page [--seconds S]`.
+
+A real Chromium shows the page of a real server on the same machine. The mouse is dragged over the picture on a path
+that comes by no cell twice, faster than a hand would, and each new map on the large canvas is counted. Every map of the
+model is fetched and painted meanwhile, the small multiples too. Beside it, what each way to fetch one map takes: as
+JSON, as NPY, and as a picture that the server draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "app/web/sample.jpg"
+RESULTS = Path(__file__).parent / "results" / "page.json"
+PORT = 18769
+URL = f"http://127.0.0.1:{PORT}"
+MODELS = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid")
+MOVES = 120  # a second, as a good mouse has them
+COUNT = """selector => {
+  window.seen = [];
+  const note = entries => entries.forEach(({ target, oldValue }) =>
+    target.dataset.cell !== oldValue && window.seen.push(performance.now()));
+  new MutationObserver(note).observe(document.querySelector(selector),
+    { attributes: true, attributeFilter: ['data-cell'], attributeOldValue: true });
+}"""
+FETCH = """async ({ url, times }) => {
+  const taken = [];
+  for (let index = 0; index < times; index += 1) {
+    const started = performance.now();
+    const response = await fetch(url.replace('X', 10 + 11 * index), { cache: 'no-store' });
+    if (url.includes('format=json')) await response.json();
+    else if (url.includes('format=npy')) new Float64Array((await response.arrayBuffer()).slice(128));
+    else await createImageBitmap(await response.blob());
+    taken.push(performance.now() - started);
+  }
+  return taken;
+}"""
+
+
+def drag(page: Page, panel: str, overlay: str, seconds: float) -> float:
+    """Maps on show per second while the mouse moves over the panel in rows, a cell's height apart."""
+    page.evaluate(COUNT, overlay)
+    box = page.locator(panel).first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    started, moves = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < seconds:
+        across, down = passed % 1, (passed // 1 + 0.5) * 2 / 30  # a row a second
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        moves += 1
+        time.sleep(max(0.0, moves / MOVES - (time.perf_counter() - started)))
+    page.mouse.up()
+    return float(page.evaluate("window.seen.length")) / passed
+
+
+def measure(page: Page, seconds: float) -> dict[str, Any]:
+    rates = {}
+    for model in MODELS:
+        page.goto("about:blank")
+        page.goto(f"{URL}/#model={model}")
+        page.set_input_files("#file", SAMPLE)
+        page.locator("#heat-stage .overlay[data-cell]").wait_for()
+        rates[model] = drag(page, "#mask-stage .panel", "#heat-stage .overlay", seconds)
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    rates["all three, compared"] = drag(page, "#many .panel", "#many .overlay[data-cell]", seconds)
+    return {"updates_per_second": {name: round(rate, 1) for name, rate in rates.items()}, "fetch_ms": fetches(page)}
+
+
+def fetches(page: Page) -> dict[str, float]:
+    result = httpx.post(f"{URL}/segment", content=SAMPLE.read_bytes(), timeout=60).json()["id"]
+    ways = {"JSON": "json", "NPY": "npy", "PNG, a pixel a cell": "png&size=map", "PNG of the picture's size": "overlay"}
+    medians = {}
+    for way, query in ways.items():
+        taken = page.evaluate(FETCH, {"url": f"/attention/{result}?x=X&y=200&format={query}", "times": 40})
+        medians[way] = round(statistics.median(taken), 1)
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of dragging, for each model")
+    seconds = parser.parse_args().seconds
+    environment = {**os.environ, "SEGLENS_PORT": str(PORT), "SEGLENS_DEVICE": "cpu", "SEGLENS_LOG_LEVEL": "warning"}
+    server = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
+    try:
+        _wait_until_ready()
+        with sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            report = measure(browser.new_page(viewport={"width": 1280, "height": 900}), seconds)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    for heading, numbers in report.items():
+        print(heading)
+        for name, number in numbers.items():
+            print(f"  {name:32} {number:6.1f}")
+
+
+def _wait_until_ready() -> None:
+    for _ in range(240):
+        try:
+            if httpx.get(f"{URL}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)
+    raise SystemExit("the server does not become ready")
+
+
+if __name__ == "__main__":
+    main()

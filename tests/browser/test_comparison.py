@@ -1,0 +1,61 @@
+"""Several models side by side on one picture."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import httpx
+import numpy as np
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Opened, choose, click, pixels, shoot, wait_for_cell
+
+
+def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
+    page = opened()
+    choose(page)
+    page.locator("#compare").click()
+    cards = page.locator("#many .card[data-model]")
+    maps = page.locator("#many .overlay[data-cell]")
+    maps.nth(2).wait_for()
+    click(cards.nth(1).locator(".panel").first, 0.52, 0.72)
+    for index in range(3):
+        wait_for_cell(maps.nth(index), 21, 20)
+    assert [one.get_attribute("data-map") for one in maps.all()] == ["cca:composed", "apnb:all", "nl:"]
+    page.wait_for_timeout(300)  # for the address to follow
+    results = re.search(r"ids=([^&]+)", page.url)
+    assert results is not None
+    masks = []
+    for card, result in zip(cards.all(), results[1].split("%2C"), strict=True):
+        shown = pixels(card.locator(".overlay").first)[..., :3]
+        right = Image.open(io.BytesIO(api.get(f"/results/{result}", params={"format": "color"}).content))
+        np.testing.assert_array_equal(shown, np.array(right))
+        masks.append(shown)
+    different = np.any([(one != masks[0]).any(-1) for one in masks[1:]], axis=0)
+    marked = pixels(page.locator("#many .disagreement .overlay"))[..., 3] > 0
+    np.testing.assert_array_equal(marked, different)
+    said = page.locator("#many .disagreement h3 small").inner_text()
+    assert abs(float(said.split(" %")[0]) - 100 * different.mean()) < 0.06
+    shoot(page, "compare")
+
+
+def test_and_back_to_one(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    page.locator("#many .chips button", has_text="road").click()
+    page.locator("#compare").click()
+    page.locator("#heat-stage .overlay[data-cell]").wait_for()
+    expect(page.locator("#many")).to_be_hidden()
+    expect(page.locator("#legend button", has_text="road")).to_have_attribute("aria-pressed", "false")
+
+
+def test_another_model_on_the_same_picture(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    page.locator("#model").select_option("nonlocal-mobilenetv2-camvid")
+    page.locator('#heat-stage .overlay[data-map="nl:"]').wait_for()
+    expect(page.locator("#heat-title")).to_have_text("Non-local")

@@ -1,0 +1,149 @@
+"""Ways to come with a picture, by keyboard and on a phone; links, and what is said when things go wrong."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
+
+HEAT = "#heat-stage .overlay"
+# A File of the sample's bytes, as an event brings it.
+TRANSFER = """encoded => {
+  const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], 'street.jpg', { type: 'image/jpeg' }));
+  return transfer;
+}"""
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_picture_that_is_dropped_or_pasted(opened: Opened, event: str) -> None:
+    page = opened()
+    transfer = page.evaluate_handle(TRANSFER, base64.b64encode(SAMPLE.read_bytes()).decode())
+    if event == "drop":
+        page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    else:
+        page.evaluate(
+            "clipboardData => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }))", transfer
+        )
+    page.locator(f"{HEAT}[data-cell]").wait_for()
+    expect(page.locator("#start")).to_be_hidden()
+
+
+def test_by_keyboard_alone(opened: Opened) -> None:
+    page = opened()
+    page.locator("#model option").first.wait_for(state="attached")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.src"):
+            break
+    page.keyboard.press("Enter")  # a sample
+    page.locator(f"{HEAT}[data-cell]").wait_for()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('#mask-stage .panel')"):
+            break
+    wait_for_cell(page.locator(HEAT), 15, 20)
+    page.keyboard.press("ArrowRight")
+    wait_for_cell(page.locator(HEAT), 15, 21)
+    page.keyboard.press("Shift+ArrowDown")
+    wait_for_cell(page.locator(HEAT), 20, 21)
+    expect(page.locator("#said")).to_have_text(re.compile(r"^Point \d+, \d+: .+ Composed attention: "))
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name") == "map":
+            break
+    page.keyboard.press("ArrowLeft")
+    page.locator(f'{HEAT}[data-map="cca:2"]').wait_for()
+
+
+def test_every_control_has_a_name(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, select, input, [tabindex]')].filter(one =>
+             !one.labels?.length && !one.getAttribute('aria-label') && !one.textContent.trim()
+             && !one.querySelector('img[alt]')).map(one => one.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(opened: Opened, scheme: str) -> None:
+    phone = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+    page = opened(**phone, color_scheme=scheme)
+    expect(page.locator("label.camera")).to_be_visible()
+    choose(page)
+    box = page.locator("#mask-stage .panel").bounding_box()
+    assert box is not None
+    page.touchscreen.tap(box["x"] + 0.31 * box["width"], box["y"] + 0.71 * box["height"])
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    shoot(page, f"phone-{scheme}")
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    shoot(page, f"phone-compare-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(16, 17, 20)"
+    assert dark == (scheme == "dark")
+
+
+def test_a_link_restores_the_view(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    page.locator('#tiles .tile:has(input[value="cca:1"])').click()
+    page.locator("#colors").select_option("turbo")
+    page.locator(f'{HEAT}[data-map="cca:1"][data-cell="21,12"]').wait_for()
+    page.wait_for_timeout(300)  # for the address to follow
+    again = opened(page.url.split("/")[-1])
+    again.locator(f'{HEAT}[data-map="cca:1"][data-cell="21,12"]').wait_for()
+    for canvas in (HEAT, "#mask-stage .overlay"):
+        np.testing.assert_array_equal(pixels(again.locator(canvas)), pixels(page.locator(canvas)))
+    again.locator("#model").select_option("nonlocal-mobilenetv2-camvid")  # without the file: from the server's copy
+    again.locator('#heat-stage .overlay[data-map="nl:"]').wait_for()
+
+
+def test_a_link_to_a_result_that_is_gone(opened: Opened, api: httpx.Client) -> None:
+    page = opened()
+    result = choose(page)
+    assert api.delete(f"/results/{result}").is_success
+    page.wait_for_timeout(300)
+    later = opened(f"{page.url.split('/')[-1]}&clip=80", refusals=1)
+    expect(later.locator("#problem")).to_contain_text("This result is gone.")
+    expect(later.locator("#start")).to_be_visible()
+    shoot(later, "expired")
+    choose(later)
+    expect(later.locator("#problem")).to_be_hidden()
+    assert later.locator("#clip").input_value() == "80"
+
+
+def test_a_result_that_goes_while_the_picture_is_here_is_made_again(opened: Opened, api: httpx.Client) -> None:
+    page = opened(refusals=4)  # one for each of the point's maps
+    result = choose(page)
+    assert api.delete(f"/results/{result}").is_success
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_what_is_no_picture(opened: Opened, api: httpx.Client, tmp_path: Path) -> None:
+    page = opened(refusals=1)
+    text = tmp_path / "notes.jpg"
+    text.write_text("not a picture")
+    with page.expect_response(lambda response: "/segment" in response.url) as reply:
+        page.set_input_files("#file", text)
+    problem = page.locator("#problem")
+    refused = api.post("/segment", content=text.read_bytes()).json()
+    for said in (refused["title"], refused["detail"], reply.value.headers["x-request-id"]):
+        expect(problem).to_contain_text(said)
+    expect(page.locator("#busy")).to_be_hidden()
+    shoot(page, "problem")
+    choose(page)  # and all is well
+    expect(problem).to_be_hidden()
