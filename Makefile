@@ -37,6 +37,7 @@ bench: install
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.instrumentation
 	$(BIN)/python -m benchmarks.eventloop
+	$(BIN)/python -m benchmarks.page
 
 # Hours: five other servers, each in turn. They get an environment of their own.
 .venv-peers/installed: benchmarks/peers/requirements.txt constraints.txt
