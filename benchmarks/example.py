@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.api.attention import attention_map, render_heat
+from app.api.attention import Question, attention_map
+from app.api.attention_views import Look, render_heat
+from app.api.matrices import Matrices
 from app.api.record import Record
 from app.api.rendering import render_image
 from app.engine.device import Segmentation
@@ -43,7 +45,7 @@ def main() -> None:
     pictures = [
         render_image(record, "overlay", "image/png", 0.6),
         *(
-            render_heat(record, attention_map(record, POINT, "cca", step, "all"), 99, "inferno", 0.6, "PNG")
+            render_heat(record, attention_map(record, Question(POINT, "cca", step), Matrices(0)), Look(), "PNG")
             for step in ("1", "composed")
         ),
     ]
