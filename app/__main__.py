@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app import logs
 from app.engine.worker import find_device
 from app.errors import DeviceError, ServiceError
 from app.imaging import decode, encode_ids, encode_palette
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings.log_level, settings.log_format)
     get_spec(settings.default_model)
     app = create_app(settings)
     Server(app, settings).run_until_signalled()

@@ -67,8 +67,9 @@ class Metrics:
         self._memory = self._gauge("device_memory_bytes", "Memory on the device.", "device", "kind")
         self._busy = self._counter("device_busy_seconds", "Time the device spent on batches.", "device")
         self._progress = self._gauge(
-            "last_progress_timestamp_seconds", "Unix time when the device last finished a batch.", "device"
+            "last_progress_timestamp_seconds", "Unix time when the device last finished a batch, or loading.", "device"
         )
+        self._ready = self._gauge("ready", "1 while requests are taken, as /readyz says.")
         self._results_bytes = self._gauge("results_bytes", "Memory held by results that can be fetched.")
         self._results = self._counter("results", "Requests for results by outcome: hit or miss.", "outcome")
         self._models = self._gauge(
@@ -124,6 +125,9 @@ class Metrics:
         for kind, nbytes in kinds.items():
             self._memory.labels(device, kind).set(nbytes)
 
+    def ready(self, ready: bool) -> None:
+        self._ready.set(ready)
+
     def results(self, nbytes: int) -> None:
         self._results_bytes.set(nbytes)
 
@@ -134,8 +138,15 @@ class Metrics:
         """A model is ready: its series start at zero, so that a first event already makes a rate."""
         self._models.remove_by_labels({"model": name})
         self._models.labels(name, dataset, str(classes), device).set(1)
+        self._progress.labels(device).set(time.time())
+        self._busy.labels(device)
+        self._wasted.labels(name)
         for outcome in ("ok", "rejected", "expired", "cancelled", "error"):
             self._images.labels(name, outcome)
+        for reason in ("queue-full", "deadline-unreachable"):
+            self._rejected.labels(name, reason)
+        for action in ("split", "failed"):
+            self._oom.labels(name, action)
 
     def model_gone(self, name: str) -> None:
         """A model is served no more; what it has done stays counted."""

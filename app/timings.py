@@ -15,10 +15,15 @@ Value = TypeVar("Value")
 
 @dataclass
 class Timings:
-    """Seconds by stage of the request, and by module of the network for its batch's forward pass."""
+    """Seconds by stage of the request, and by module of the network for its batch's forward pass.
+
+    Attributes:
+        batch_size: images in that pass; of several passes, in the largest
+    """
 
     stages: dict[str, float] = field(default_factory=dict)
     modules: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -51,7 +56,9 @@ def total(records: Iterable[Timings]) -> Timings:
     """All together, in a record of its own."""
     stages: Counter[str] = Counter()
     modules: Counter[str] = Counter()
+    largest = 0
     for record in records:
         stages.update(record.stages)
         modules.update(record.modules)
-    return Timings(dict(stages), dict(modules))
+        largest = max(largest, record.batch_size)
+    return Timings(dict(stages), dict(modules), largest)

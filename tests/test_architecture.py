@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "app.settings": {"app.errors"},
     "app.timings": set(),
     "app.colormaps": set(),
+    "app.logs": set(),
     "app.metrics": {"app.errors", "app.timings"},
     "app.imaging": {"app.errors"},
     "app.results": {"app.errors"},
@@ -62,6 +63,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "app.metrics": {"torch", "asyncio", "fastapi", "starlette"},
     "app.imaging": {"torch", "asyncio", *WEB},
     "app.results": {"torch", "asyncio", *WEB},
+    "app.logs": {"torch", "asyncio", *WEB},
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {

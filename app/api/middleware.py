@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import METHODS, problem_response
+from app.logs import fields
 from app.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send_with_id)
         # The last resort: a bug in an endpoint is answered like any other error, without its traceback.
         except Exception:
-            log.exception("%s: unexpected error", request_id)
+            log.exception("%s: unexpected error", request_id, extra=fields(request_id=request_id))
             if status:
                 raise
             response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
@@ -62,4 +63,6 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self.metrics.http_request(method, route, status, seconds)
         # The path is the client's own text, and its ids open results: neither belongs in a log.
-        log.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000)
+        about = {"method": method, "route": route, "status": status, "duration_ms": round(seconds * 1000, 1)}
+        extra = fields(request_id=request_id, **about, **scope["state"].get("noted", {}))
+        log.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000, extra=extra)

@@ -219,7 +219,8 @@ class Worker:
 
     @torch.inference_mode()
     def _run(self, key: str, staged: Staged) -> list[Outcome]:
-        resident, timings, images = self._models[key], Timings(), staged.images
+        resident, images = self._models[key], staged.images
+        timings = Timings(batch_size=len(images))
         resident.timer.reset()
         clock = resident.timer
         with clock.span("preprocess"):

@@ -32,6 +32,7 @@ CONTRACT = {
     "seglens_device_memory_bytes": ("gauge", {"device", "kind"}),
     "seglens_device_busy_seconds": ("counter", {"device"}),
     "seglens_last_progress_timestamp_seconds": ("gauge", {"device"}),
+    "seglens_ready": ("gauge", set()),
     "seglens_results_bytes": ("gauge", set()),
     "seglens_results": ("counter", {"outcome"}),
     "seglens_model_info": ("gauge", {"model", "dataset", "classes", "device"}),
@@ -58,6 +59,7 @@ def a_used_object() -> Metrics:
     metrics.out_of_memory("m", "split")
     metrics.queue("m", 3, None)
     metrics.memory("cuda:0", {"allocated": 5})
+    metrics.ready(True)
     metrics.results(7)
     metrics.result_request("hit")
     return metrics
@@ -124,6 +126,7 @@ def test_values_are_the_events() -> None:
     assert value(metrics, "retry_after_ratio_sum") == 0.75
     assert value(metrics, "device_memory_bytes", device="cuda:0", kind="allocated") == 5
     assert value(metrics, "queue_depth", model="m") == 3
+    assert value(metrics, "ready") == 1
     assert value(metrics, "results_bytes") == 7
     assert value(metrics, "results_total", outcome="hit") == 1
     progress = value(metrics, "last_progress_timestamp_seconds", device="cpu")
@@ -140,11 +143,26 @@ def test_an_unknown_wait_is_not_a_number() -> None:
     assert value(metrics, "queue_predicted_wait_seconds", model="m") == 1.5
 
 
-def test_the_images_of_a_model_start_at_zero() -> None:
+def test_the_counters_of_a_model_start_at_zero() -> None:
+    """A series that begins with its first event has no rate until the second."""
     metrics = Metrics()
     metrics.model("m", "CamVid", 11, "cpu")
     for outcome in ("ok", "rejected", "expired", "cancelled", "error"):
         assert value(metrics, "images_total", model="m", outcome=outcome) == 0
+    for reason in ("queue-full", "deadline-unreachable"):
+        assert value(metrics, "rejected_total", model="m", reason=reason) == 0
+    for action in ("split", "failed"):
+        assert value(metrics, "oom_total", model="m", action=action) == 0
+    assert value(metrics, "wasted_seconds_total", model="m") == 0
+    assert value(metrics, "device_busy_seconds_total", device="cpu") == 0
+
+
+def test_a_device_that_has_loaded_has_made_progress() -> None:
+    metrics = Metrics()
+    metrics.model("m", "CamVid", 11, "cpu")
+    progress = value(metrics, "last_progress_timestamp_seconds", device="cpu")
+    assert progress is not None
+    assert 0 <= time.time() - progress < 60
 
 
 def test_ratios_are_told_apart_about_one() -> None:

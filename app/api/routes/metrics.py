@@ -20,6 +20,7 @@ router = APIRouter()
 )
 async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
     services.engine.observe()
+    services.metrics.ready(services.engine.state == "ready")
     services.metrics.results(services.results.nbytes)
     # Some milliseconds for all the series: too long for the event loop.
     content, content_type = await services.in_codec_thread(services.metrics.render, accept)

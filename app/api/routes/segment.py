@@ -54,6 +54,7 @@ async def segment(
     wanted, media_type = choose_format(query.format, accept)
     spec = services.engine.models.model(query.model or settings.default_model).spec
     model, passes = spec.name, expected_passes(spec, choose_inference(query, spec.inference))
+    request.state.noted = {"model": model}  # for the request's line in the log
     # Too large comes before too busy: no later time would help.
     announced = announced_bytes(request, settings.max_body_bytes)
     services.engine.check_room(model, caller, announced, deadline, passes)
@@ -67,6 +68,7 @@ async def segment(
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     services.metrics.stages(model, timings)
+    request.state.noted |= {"batch_size": timings.batch_size, "timings_ms": timings.milliseconds()}
     return Response(content, media_type=media_type, headers=_headers(record, timings))
 
 
@@ -111,7 +113,7 @@ async def _run(
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         segmentation = await services.engine.segment(job, images)
         timings.stages |= segmentation.timings.stages
-        timings.modules = segmentation.timings.modules
+        timings.modules, timings.batch_size = segmentation.timings.modules, segmentation.timings.batch_size
 
         def finish() -> tuple[Record, bytes]:
             record = Record(new_id(), spec, body, outlive(segmentation))

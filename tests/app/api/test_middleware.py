@@ -93,6 +93,24 @@ async def test_a_client_writes_no_line_of_the_log(client: httpx.AsyncClient, cap
     assert "FAKE" not in caplog.text
 
 
+async def test_a_request_is_logged_with_what_became_of_it(
+    client: httpx.AsyncClient, street: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        reply = await client.post("/segment", content=street, headers={"x-request-id": "mine"})
+        await client.post("/segment", content=b"none", headers={"x-request-id": "yours"})
+    done, failed = (record.__dict__["fields"] for record in caplog.records if record.name == "app.api.middleware")
+    body = reply.json()
+    assert (done["request_id"], done["route"], done["status"]) == ("mine", "/segment", 200)
+    assert (done["model"], done["batch_size"]) == (body["model"], 1)
+    assert done["timings_ms"].items() >= body["timings_ms"].items() - {("encode", body["timings_ms"].get("encode"))}
+    assert done["duration_ms"] >= sum(
+        value for name, value in done["timings_ms"].items() if name in ("decode", "forward")
+    )
+    assert (failed["request_id"], failed["status"], failed["model"]) == ("yours", 415, body["model"])
+    assert "timings_ms" not in failed
+
+
 async def test_ids_of_results_are_not_logged(
     client: httpx.AsyncClient, posted: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,64 @@
+# The service: `docker build .`, or `docker compose up` with a Prometheus and a Grafana.
+#
+# On x86-64 the ordinary torch is its CUDA build, of several GB. For the small CPU image set PIP_EXTRA_INDEX_URL to the index that
+# PyTorch's install page names for "CPU", or have its wheel in a folder: `--build-context wheels=FOLDER`.
+# With wheels of everything in that folder and PIP_NO_INDEX=1 the build needs no network.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# Empty, unless the build is given a folder of that name.
+FROM scratch AS wheels
+
+# Only the dependencies' own text comes out of here: another line of pyproject.toml does not install them again.
+FROM ${BASE_IMAGE} AS requirements
+WORKDIR /build
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; \
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extra = project["optional-dependencies"]["otel"]; \
+print(*project["dependencies"], *extra, sep="\n")' > requirements.txt
+
+FROM ${BASE_IMAGE} AS environment
+ARG PIP_EXTRA_INDEX_URL=
+ARG PIP_NO_INDEX=
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+# From the largest and most seldom changed to the smallest: torch, the other packages, the code.
+COPY constraints.txt ./
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    pip install --find-links /wheels --constraint constraints.txt torch \
+    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/share
+COPY --from=requirements /build/requirements.txt ./
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    pip install --find-links /wheels --constraint constraints.txt --requirement requirements.txt
+
+FROM ${BASE_IMAGE} AS code
+WORKDIR /srv
+COPY app app
+COPY models models
+# Where it runs nothing can be written.
+RUN python -m compileall -q --invalidation-mode unchecked-hash app models
+
+FROM ${BASE_IMAGE}
+LABEL org.opencontainers.image.title="SegLens" \
+      org.opencontainers.image.description="Semantic segmentation over HTTP, with attention maps and latency by module" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-NC-4.0"
+RUN groupadd --gid 10001 seglens && useradd --uid 10001 --gid 10001 --no-create-home seglens
+COPY --from=environment /opt/venv /opt/venv
+COPY --from=code /srv /srv
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    SEGLENS_HOST=0.0.0.0 SEGLENS_LOG_FORMAT=json
+WORKDIR /srv
+USER 10001:10001
+EXPOSE 8000
+# As soon as it takes requests; models load in seconds on an idle machine.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+# The server drains at SIGTERM, for SEGLENS_DRAIN_TIMEOUT and five seconds more: stop it with a grace of 35 s.
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "app", "serve"]
+# Last, since they change with each commit.
+ARG VERSION=dev
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"

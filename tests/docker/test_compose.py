@@ -1,0 +1,135 @@
+"""Dockerfile and compose file by their linters and schema, and for what both must agree on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.server import SENDING_TIMEOUT
+from app.settings import Settings
+from tests.docker.prometheus import CONFIG, ROOT
+
+BIN = Path(sys.executable).parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SERVICES = COMPOSE["services"]
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", "tests/docker/compose.yml"])
+def test_compose_files_fit_the_schema(name: str) -> None:
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", name)
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    assert run(BIN / "hadolint", "Dockerfile") == ""
+
+
+def test_shell_scripts_parse() -> None:
+    for script in [*(ROOT / "tests" / "docker").rglob("*.sh"), ROOT / ".ci" / "run"]:
+        run("bash", "-n", script)
+
+
+def test_the_dockerfile_needs_no_frontend_of_its_own() -> None:
+    """A `# syntax=` line is fetched from a registry, even when all else is there."""
+    assert "syntax=" not in DOCKERFILE
+
+
+def test_the_image_is_safe_to_run() -> None:
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", final, re.MULTILINE)
+    assert re.search(r"^STOPSIGNAL SIGTERM$", final, re.MULTILINE)
+
+
+@each_service
+def test_services_are_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+
+
+@each_service
+def test_ports_are_on_loopback_unless_told_otherwise(name: str) -> None:
+    assert all(re.match(r"127\.0\.0\.1:|\$\{SEGLENS_BIND:-127\.0\.0\.1\}:", port) for port in SERVICES[name]["ports"])
+
+
+def test_each_starts_once_the_one_before_is_healthy() -> None:
+    assert SERVICES["prometheus"]["depends_on"] == {"api": {"condition": "service_healthy"}}
+    assert SERVICES["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
+    assert "healthcheck" in SERVICES["prometheus"]
+
+
+def test_the_grace_fits_the_drain() -> None:
+    grace = int(SERVICES["api"]["stop_grace_period"].removesuffix("s"))
+    drain = int(re.fullmatch(r".*:-(\d+)\}", SERVICES["api"]["environment"]["SEGLENS_DRAIN_TIMEOUT"])[1])  # type: ignore[index]
+    assert drain == Settings().drain_timeout
+    assert grace > drain + SENDING_TIMEOUT
+
+
+def test_the_gpu_is_reserved_in_its_profile() -> None:
+    service = SERVICES["api-gpu"]
+    assert service["profiles"] == ["gpu"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "PIP_EXTRA_INDEX_URL" not in service["build"]["args"], "it would bring the CPU's torch"
+
+
+def test_the_services_settings_exist() -> None:
+    known = {f"SEGLENS_{name.upper()}" for name in Settings.model_fields}
+    in_image = set(re.findall(r"\b(SEGLENS_\w+)=", DOCKERFILE))
+    assert in_image
+    for name in ("api", "api-gpu"):
+        assert {*SERVICES[name]["environment"], *in_image} <= known
+
+
+def test_what_is_mounted_is_there() -> None:
+    for service in SERVICES.values():
+        for source in (volume.split(":")[0] for volume in service["volumes"]):
+            if source.startswith("./"):
+                assert (ROOT / source).is_dir()
+            else:
+                assert source in COMPOSE["volumes"] or source.startswith("${MODEL_DIR")
+
+
+def test_prometheus_asks_the_services_by_their_name_and_port() -> None:
+    (job,) = yaml.safe_load((CONFIG / "prometheus.yml").read_text())["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert found["names"] == ["api"]
+    assert all(port.endswith(f":{found['port']}") for port in SERVICES["api"]["ports"])
+    assert f"EXPOSE {found['port']}\n" in DOCKERFILE
+
+
+def test_the_build_gets_what_it_copies_and_no_more() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = set(re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.MULTILINE))
+    assert lines[0] == "*"
+    assert sent - {"**/__pycache__"} == copied
+
+
+@pytest.mark.skipif(
+    shutil.which("docker") is None
+    or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode != 0,
+    reason="docker compose is not installed",
+)
+def test_compose_itself_accepts_it() -> None:
+    services = json.loads(run("docker", "compose", "--profile", "gpu", "config", "--format", "json"))["services"]
+    assert set(services) == set(SERVICES)
