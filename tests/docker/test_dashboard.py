@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from tests.docker.prometheus import ROOT, Prometheus, needs_prometheus, prometheus
-from tests.docker.test_prometheus import exported, metrics_in
+from tests.docker.test_prometheus import RECORDED, exported, metrics_in
 from training.scenes import draw_street
 
 GRAFANA = ROOT / "docker" / "grafana"
@@ -148,11 +148,16 @@ async def _overload(url: str, running: Prometheus) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
         await asyncio.to_thread(
-            running.until, lambda: all(_most(running, one) > REFUSED_ENOUGH for one in told), "refused callers' turns"
+            running.until, lambda: _has_seen_enough(running, told), "refused callers' turns, and all that is recorded"
         )
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+
+
+def _has_seen_enough(running: Prometheus, told: list[str]) -> bool:
+    # A recorded series is there one evaluation after the scrapes that it is made of.
+    return all(_most(running, one) > REFUSED_ENOUGH for one in told) and all(map(running.query, RECORDED))
 
 
 def _most(running: Prometheus, expression: str) -> float:
