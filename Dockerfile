@@ -28,7 +28,8 @@ WORKDIR /build
 COPY constraints.txt ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt torch \
-    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/share
+    # Nothing is compiled or tested where it runs: an eighth less.
+    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include share test bin/*[Tt]est* bin/protoc*
 COPY --from=requirements /build/requirements.txt ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt --requirement requirements.txt

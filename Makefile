@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install serve test lint format bench bench-serving
+.PHONY: install serve test lint format e2e bench bench-serving
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+e2e: install
+	tests/docker/e2e.sh
 
 format: install
 	$(BIN)/ruff check --fix

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Docker engine for the tests, where none runs: `engine.sh start STATE` and `engine.sh stop STATE`.
+# A Docker engine for the tests, where none runs: `engine.sh get|start|stop STATE`; `start` gets what is missing too.
 #
 # Wants root and Debian with a newer release in its archive. STATE is a folder, which keeps programs and images for the next time.
 # What `start` prints is to be evaluated by the caller's shell: where the engine's socket and programs are.
@@ -113,6 +113,7 @@ case $action in
         { get_programs && start; } >"$STATE/start.log" 2>&1 || { tail -20 "$STATE/start.log" >&2; exit 1; }
         printf 'export PATH=%q DOCKER_HOST=%q DOCKER_CONFIG=%q\n' "$PATH" "$DOCKER_HOST" "$DOCKER_CONFIG"
         ;;
+    get) get_programs >"$STATE/get.log" 2>&1 || { tail -20 "$STATE/get.log" >&2; exit 1; } ;;
     stop) stop ;;
-    *) sed -n '2,11s/^# \?//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,12s/^# \?//p' "$0" >&2; exit 2 ;;
 esac
