@@ -29,7 +29,8 @@ COPY constraints.txt ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt torch \
     # Nothing is compiled or tested where it runs: an eighth less.
-    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include share test bin/*[Tt]est* bin/protoc*
+    && torch=$(echo /opt/venv/lib/python3*/site-packages/torch) \
+    && rm -rf "$torch/include" "$torch/share" "$torch/test" "$torch"/bin/*[Tt]est* "$torch"/bin/protoc*
 COPY --from=requirements /build/requirements.txt ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt --requirement requirements.txt

@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 STATE=${E2E_STATE:-$PWD/.e2e}
 PYTHON=${PYTHON:-.venv/bin/python}
-export SEGLENS_IMAGE=seglens:e2e PROMETHEUS_IMAGE=prom/prometheus:v2.53.3 GRAFANA_IMAGE=grafana/grafana:11.6.0
+export API_IMAGE=seglens:e2e PROMETHEUS_IMAGE=prom/prometheus:v2.53.3 GRAFANA_IMAGE=grafana/grafana:11.6.0
 export BASE_IMAGE=python:3.11-slim-bookworm
-export SEGLENS_PORT=18000 PROMETHEUS_PORT=19090 GRAFANA_PORT=13000 MODEL_DIR=$STATE/checkpoints
+export API_PORT=18000 PROMETHEUS_PORT=19090 GRAFANA_PORT=13000 MODEL_DIR=$STATE/checkpoints
 export COMPOSE_PROJECT_NAME=seglens-e2e COMPOSE_FILE=docker-compose.yml
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
@@ -51,7 +51,7 @@ else
 fi
 
 quietly build docker compose --progress plain build api
-say "built: $(docker image inspect --format '{{.Size}}' "$SEGLENS_IMAGE") bytes"
+say "built: $(docker image inspect --format '{{.Size}}' "$API_IMAGE") bytes"
 quietly up docker compose up --detach --no-build --wait
 say "up: $(docker compose ps --format '{{.Service}} {{.Status}}' | paste -sd, -)"
 STACK=yes "$PYTHON" -m pytest -q --no-cov -rfE tests/docker/test_stack.py

@@ -68,7 +68,7 @@ def test_services_are_confined(name: str) -> None:
 
 @each_service
 def test_ports_are_on_loopback_unless_told_otherwise(name: str) -> None:
-    assert all(re.match(r"127\.0\.0\.1:|\$\{SEGLENS_BIND:-127\.0\.0\.1\}:", port) for port in SERVICES[name]["ports"])
+    assert all(re.match(r"127\.0\.0\.1:|\$\{API_BIND:-127\.0\.0\.1\}:", port) for port in SERVICES[name]["ports"])
 
 
 def test_each_starts_once_the_one_before_is_healthy() -> None:

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(200),
 ]
 SERVICE, PROMETHEUS, GRAFANA = (
-    f"http://127.0.0.1:{os.environ.get(name, '0')}" for name in ("SEGLENS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+    f"http://127.0.0.1:{os.environ.get(name, '0')}" for name in ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 )
 
 
