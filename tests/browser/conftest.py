@@ -42,7 +42,8 @@ def api(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="package")
+# Not for longer: while Playwright is there, so is its event loop, and no other test could run one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None and os.environ.get("CI"):
         pytest.fail("CI must have a Chromium")
