@@ -14,8 +14,7 @@ WORKDIR /build
 COPY pyproject.toml ./
 RUN python -c 'import tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-extra = project["optional-dependencies"]["otel"]; \
-print(*project["dependencies"], *extra, sep="\n")' > requirements.txt
+print(*project["dependencies"], sep="\n")' > requirements.txt
 
 FROM ${BASE_IMAGE} AS environment
 ARG PIP_EXTRA_INDEX_URL=
