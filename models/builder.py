@@ -8,14 +8,17 @@ from torch import nn
 
 from models.backbones.mobilenet import LAST_BLOCKS, WIDTHS, MobileNetV2, stage_channels
 from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
-from models.backbones.resnet import BLOCKS, ResNet
+from models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from models.errors import CheckpointError
 from models.folding import fold_batch_norm
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
+from models.heads.danet import DAHead
 from models.heads.decoder import Decoder
 from models.heads.fcn import FCNHead, Head
+from models.heads.gcnet import GCHead
 from models.heads.non_local import NonLocalHead
+from models.heads.pspnet import PSPHead
 from models.segmentor import Segmentor
 
 Shapes = Mapping[str, torch.Size]
@@ -23,11 +26,22 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True)
 class Options:
-    """What shapes don't tell. The defaults are mmsegmentation's and the papers'."""
+    """What shapes don't tell. The defaults are mmsegmentation's and the papers'.
+
+    Attributes:
+        recurrence: passes of criss-cross attention
+        output_stride: of a MobileNetV2; a ResNet is always at 8
+        align_corners: how everything is resized
+        contract_dilation, ceil_mode: of a ResNet
+        slope: of a CCNet's activations below zero
+    """
 
     recurrence: int = 2
-    output_stride: int = 16  # of a MobileNetV2; a ResNet is always at 8
+    output_stride: int = 16
     align_corners: bool = False
+    contract_dilation: bool = True
+    ceil_mode: bool = False
+    slope: float = 0.0
 
 
 def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
@@ -48,15 +62,7 @@ def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
 
 def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
     if "backbone.layer1.0.conv1.weight" in shapes:
-        counts = tuple(_count_blocks(shapes, stage) for stage in range(1, 5))
-        depth = next((depth for depth, blocks in BLOCKS.items() if blocks == counts), None)
-        if depth is None:
-            raise CheckpointError(f"a ResNet with {counts} blocks; we know {sorted(BLOCKS.values())}")
-        return ResNet(
-            depth,
-            stem_channels=(_out(shapes, "backbone.stem.0"), _out(shapes, "backbone.stem.6")),
-            planes=_out(shapes, "backbone.layer1.0.conv1"),
-        )
+        return _build_resnet(shapes, options)
     if "backbone.layer1.0.depthwise.conv.weight" in shapes:
         channels = tuple(_out(shapes, f"backbone.{block}.project.conv") for block in LAST_BLOCKS)
         width = next((width for width in WIDTHS if stage_channels(width) == channels), None)
@@ -68,20 +74,64 @@ def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
     raise CheckpointError("the backbone is none of ResNetV1c, our MobileNetV2 and MobileNet-EdgeTPU")
 
 
+def _build_resnet(shapes: Shapes, options: Options) -> nn.Module:
+    for stem in ("stem.0", "stem.3", "stem.6"):
+        _shape(shapes, f"backbone.{stem}")
+    return ResNet(
+        [_count_blocks(shapes, stage) for stage in range(1, 5)],
+        block=Bottleneck if "backbone.layer1.0.conv3.weight" in shapes else BasicBlock,
+        stem_channels=(_out(shapes, "backbone.stem.0"), _out(shapes, "backbone.stem.6")),
+        planes=[_out(shapes, f"backbone.layer{stage}.0.conv1") for stage in range(1, 5)],
+        contract_dilation=options.contract_dilation,
+        ceil_mode=options.ceil_mode,
+    )
+
+
 def _build_head(shapes: Shapes, options: Options) -> Head:
     classifier_channels = _in(shapes, "decode_head.conv_seg")
     num_classes = _out(shapes, "decode_head.conv_seg")
     if "decode_head.fusion.stages.0.key_project.conv.weight" in shapes:
-        return ANNHead(
-            (
-                _in(shapes, "decode_head.fusion.stages.0.key_project.conv"),
-                _in(shapes, "decode_head.fusion.stages.0.query_project.conv"),
-            ),
-            _out(shapes, "decode_head.bottleneck.conv"),
+        return _build_ann(shapes, num_classes, classifier_channels)
+    if "decode_head.pam.query_project.weight" in shapes:
+        return DAHead(
+            _in(shapes, "decode_head.pam_in_conv.conv"),
+            _out(shapes, "decode_head.pam_in_conv.conv"),
             num_classes,
-            inner_channels=_out(shapes, "decode_head.context.stages.0.value_project"),
+            query_channels=_out(shapes, "decode_head.pam.query_project"),
             classifier_channels=classifier_channels,
         )
+    if "decode_head.psp_modules.0.1.conv.weight" in shapes:
+        return PSPHead(
+            _in(shapes, "decode_head.psp_modules.0.1.conv"),
+            _out(shapes, "decode_head.psp_modules.0.1.conv"),
+            num_classes,
+            align_corners=options.align_corners,
+            classifier_channels=classifier_channels,
+        )
+    if "decode_head.convs.0.conv.weight" not in shapes:
+        parts = sorted({key.split(".")[1] for key in shapes if key.startswith("decode_head.")})
+        raise CheckpointError(
+            f"the head is none of CCNet, ANN, Non-local, DANet, GCNet, PSPNet and FCN: it has {', '.join(parts)}"
+        )
+    return _build_fcn(shapes, options, num_classes, classifier_channels)
+
+
+def _build_ann(shapes: Shapes, num_classes: int, classifier_channels: int) -> Head:
+    fusion, context = "decode_head.fusion", "decode_head.context"
+    attentions = [f"{block}.stages.0" for block in (fusion, context)]
+    inner = [(_out(shapes, f"{name}.key_project.conv"), _out(shapes, f"{name}.value_project")) for name in attentions]
+    return ANNHead(
+        (_in(shapes, f"{fusion}.stages.0.key_project.conv"), _in(shapes, f"{fusion}.stages.0.query_project.conv")),
+        _out(shapes, "decode_head.bottleneck.conv"),
+        num_classes,
+        inner_channels=(inner[0], inner[1]),
+        out_channels=(_out(shapes, f"{fusion}.bottleneck.conv"), _out(shapes, f"{context}.bottleneck.conv")),
+        classifier_channels=classifier_channels,
+    )
+
+
+def _build_fcn(shapes: Shapes, options: Options, num_classes: int, classifier_channels: int) -> Head:
+    """The plain head, or one of those that put their attention into its frame."""
     in_channels, channels = _in(shapes, "decode_head.convs.0.conv"), _out(shapes, "decode_head.convs.0.conv")
     if "decode_head.cca.query_conv.weight" in shapes:
         return CCHead(
@@ -90,7 +140,9 @@ def _build_head(shapes: Shapes, options: Options) -> Head:
             num_classes,
             query_channels=_out(shapes, "decode_head.cca.query_conv"),
             recurrence=options.recurrence,
+            context_channels=_out(shapes, "decode_head.conv_cat.conv"),
             classifier_channels=classifier_channels,
+            slope=options.slope,
         )
     if "decode_head.nl_block.g.conv.weight" in shapes:
         return NonLocalHead(
@@ -98,6 +150,14 @@ def _build_head(shapes: Shapes, options: Options) -> Head:
             channels,
             num_classes,
             inner_channels=_out(shapes, "decode_head.nl_block.g.conv"),
+            classifier_channels=classifier_channels,
+        )
+    if "decode_head.gc_block.conv_mask.weight" in shapes:
+        return GCHead(
+            in_channels,
+            channels,
+            num_classes,
+            inner_channels=_out(shapes, "decode_head.gc_block.channel_add_conv.0"),
             classifier_channels=classifier_channels,
         )
     return FCNHead(in_channels, channels, num_classes, classifier_channels=classifier_channels)

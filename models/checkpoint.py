@@ -1,9 +1,10 @@
 """Reads checkpoints, renames their tensors to ours and loads them strictly; writes ours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,29 +13,62 @@ from torch import Tensor
 
 from models.builder import Options, build_segmentor
 from models.errors import CheckpointError
+from models.layouts import (
+    IGNORED_SUFFIX,
+    MMSEGMENTATION,
+    Layout,
+    detect_layout,
+    strip_prefix,
+    to_our_names,
+    to_our_values,
+    to_their_name,
+)
 from models.segmentor import Segmentor
-
-# Training-only tensors: the auxiliary head never runs here, and no one reads the counters.
-IGNORED_PREFIX = "auxiliary_head."
-IGNORED_SUFFIX = ".num_batches_tracked"
 
 # In APNB query and key are one projection, listed twice by mmsegmentation and once by us.
 ALIAS, ALIASED = "decode_head.context.stages.0.query_project.", "decode_head.context.stages.0.key_project."
 
+# What to run, outside of here, on an old training checkpoint.
+RESCUE = (
+    "python -c \"import sys, torch; file = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+    "torch.save({'state_dict': file.get('state_dict', file)}, sys.argv[2])\" OLD.pth NEW.pth"
+)
+
+# Where checkpoints keep their state dict, if not at the top.
+WRAPPERS = ("state_dict", "model")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors under our names, and what the file says of itself."""
+    """
+    Attributes:
+        state_dict: tensors under our names and with our meaning
+        metadata: what the header of a file of ours says
+        layout: whose names the tensors had
+        meta: what a file of mmsegmentation says of itself
+        options: of the architecture, from the layout and the header
+    """
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]
+    layout: Layout = MMSEGMENTATION
+    meta: Mapping[str, object] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+
+
+class Content(NamedTuple):
+    """A file as it is."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    meta: Mapping[str, object]
 
 
 def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Segmentor:
     """The segmentor a checkpoint describes, with its weights, in eval mode, float32, on the CPU.
 
     Args:
-        path: safetensors of ours, or a .pth of mmsegmentation's (CCNet, ANN, Non-local; ResNetV1c d8)
+        path: safetensors of ours, or a .pth of mmsegmentation, the official CCNet or the official ANN
         align_corners: how the network was trained to resize, where the file doesn't say or is not to be believed
 
     Raises:
@@ -44,12 +78,15 @@ def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Se
     checkpoint = read_checkpoint(path)
     shapes = {key: tensor.shape for key, tensor in checkpoint.state_dict.items()}
     # Built without memory first: shapes that don't belong together shall fail, not allocate.
-    options = _options(checkpoint.metadata)
+    options = checkpoint.options
     if align_corners is not None:
         options = replace(options, align_corners=align_corners)
-    with torch.device("meta"):
-        segmentor = build_segmentor(shapes, options)
-    load_strictly(segmentor, checkpoint.state_dict)
+    try:
+        with torch.device("meta"):
+            segmentor = build_segmentor(shapes, options)
+        load_strictly(segmentor, checkpoint.state_dict, checkpoint.layout)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
     return segmentor
 
 
@@ -63,30 +100,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    checkpoint = read(path)
-    state = {
-        key.removeprefix("module."): tensor
-        for key, tensor in checkpoint.state_dict.items()
-        if not key.removeprefix("module.").startswith(IGNORED_PREFIX) and not key.endswith(IGNORED_SUFFIX)
-    }
-    for key, tensor in state.items():
-        _check(path, key, tensor)
-    for key in [key for key in state if key.startswith(ALIASED)]:
-        state.setdefault(ALIAS + key.removeprefix(ALIASED), state[key])
-    return Checkpoint(state, checkpoint.metadata)
+    found, metadata, meta = read(path)
+    stripped = strip_prefix(found)
+    layout = detect_layout(stripped)
+    renamed = to_our_names(stripped, layout)
+    for key, tensor in renamed.items():
+        _check(path, to_their_name(key, layout), tensor)
+    state = to_our_values(renamed, layout)
+    _share_projection(path, state)
+    return Checkpoint(state, metadata, layout, meta, _options(metadata, layout.options))
 
 
-def load_strictly(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:
+def load_strictly(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout = MMSEGMENTATION) -> None:
     """Give a segmentor, which may be on the meta device, the weights of a state dict, or say what does not fit.
+
+    Args:
+        layout: in whose names what does not fit is said
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape
     """
     wanted = {key: tensor.shape for key, tensor in segmentor.state_dict().items() if not key.endswith(IGNORED_SUFFIX)}
-    problems = [f"missing {key}" for key in wanted if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in wanted]
+    problems = [f"missing {to_their_name(key, layout)}" for key in wanted if key not in state]
+    problems += [f"unexpected {to_their_name(key, layout)}" for key in state if key not in wanted]
     problems += [
-        f"{key} is {list(state[key].shape)}, not {list(shape)}"
+        f"{to_their_name(key, layout)} is {list(state[key].shape)}, not {list(shape)}"
         for key, shape in wanted.items()
         if key in state and state[key].shape != shape
     ]
@@ -117,19 +155,37 @@ def save_segmentor(
     save_file(state, path, dict(metadata))
 
 
-def _options(metadata: Mapping[str, str]) -> Options:
-    defaults = Options()
-    recurrence = metadata.get("recurrence", str(defaults.recurrence))
-    stride = metadata.get("output_stride", str(defaults.output_stride))
-    align_corners = metadata.get("align_corners", str(defaults.align_corners)).lower()
-    for name, value, allowed in (
-        ("recurrence", recurrence, ("1", "2", "3")),
-        ("output_stride", stride, ("8", "16")),
-        ("align_corners", align_corners, ("true", "false")),
-    ):
-        if value not in allowed:
-            raise CheckpointError(f"the file's header says {name} is {value!r}; we know {', '.join(allowed)}")
-    return Options(int(recurrence), int(stride), align_corners == "true")
+def options_to_metadata(options: Options) -> dict[str, str]:
+    """As `save_segmentor` takes them and a load reads them again."""
+    return {name: str(value).lower() for name, value in asdict(options).items()}
+
+
+def _options(metadata: Mapping[str, str], defaults: Options) -> Options:
+    allowed: dict[str, tuple[Any, ...]] = {
+        "recurrence": (1, 2, 3),
+        "output_stride": (8, 16),
+        "align_corners": (True, False),
+        "contract_dilation": (True, False),
+        "ceil_mode": (True, False),
+        "slope": (0.0, 0.01),
+    }
+    found = {}
+    for name in allowed.keys() & metadata.keys():
+        by_text = {str(value).lower(): value for value in allowed[name]}
+        text = metadata[name].lower()
+        if text not in by_text:
+            raise CheckpointError(f"the file's header says {name} is {text!r}; we know {', '.join(by_text)}")
+        found[name] = by_text[text]
+    return replace(defaults, **found)
+
+
+def _share_projection(path: Path, state: dict[str, Tensor]) -> None:
+    """List APNB's projection under both of its names, whichever of them the file has."""
+    for here, there in ((ALIASED, ALIAS), (ALIAS, ALIASED)):
+        for key in [key for key in state if key.startswith(here)]:
+            other = state.setdefault(there + key.removeprefix(here), state[key])
+            if not torch.equal(other, state[key]):
+                raise CheckpointError(f"{path}: query and key of APNB are one projection, but {key} differs")
 
 
 def _check(path: Path, key: str, tensor: Tensor) -> None:
@@ -139,15 +195,15 @@ def _check(path: Path, key: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{path}: {key} holds NaN or infinite weights")
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(path: Path) -> Content:
     try:
         with safe_open(path, framework="pt") as file:
-            return Checkpoint({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
+            return Content({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}, {})  # noqa: SIM118
     except SafetensorError as exc:
         raise CheckpointError(f"{path}: not a safetensors file, or a truncated one ({exc})") from exc
 
 
-def _read_torch(path: Path) -> Checkpoint:
+def _read_torch(path: Path) -> Content:
     with path.open("rb") as file:
         start = file.read(2)
     if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the pickle of before torch 1.6
@@ -156,15 +212,20 @@ def _read_torch(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as exc:
         raise CheckpointError(
-            f"{path}: holds more than tensors, and loading it would run its code; "
-            "save its state_dict alone where you trust it"
+            f"{path}: holds more than tensors, and loading it would run its code; where you trust it, "
+            f"save its state_dict alone: {RESCUE}"
         ) from exc
     # A damaged file makes torch's parsers raise almost anything.
     except Exception as exc:
         raise CheckpointError(f"{path}: a damaged or truncated torch checkpoint ({type(exc).__name__})") from exc
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and wrapper in state:
+            state = state[wrapper]
+            break
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
-    return Checkpoint(state, {})
+    meta = content.get("meta")
+    return Content(state, {}, meta if isinstance(meta, dict) else {})

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Block = Literal["cca", "afnb", "apnb", "nl"]
+Block = Literal["cca", "afnb", "apnb", "nl", "pam"]
 
 # Largest finite half: a query beyond it would turn into inf, and its attention into NaN.
 FP16_MAX = torch.finfo(torch.float16).max
@@ -19,11 +19,11 @@ class Trace:
     """Query and key of one attention block; attention is `softmax(scale * query . key)` over the block's keys.
 
     Attributes:
-        block: which block: criss-cross, AFNB, APNB or non-local
+        block: which block: criss-cross, AFNB, APNB, non-local or DANet's position attention
         step: 1 for the first pass, 2 for the second of a recurrent block
         query: [B, C, H, W], or [C, H, W] for one image
         key: [B, C, H, W]; pooled to [B, C, S] when `pool_scales` is set; without B for one image
-        scale: the factor on the affinity (1 for criss-cross, d^-1/2 for the others)
+        scale: the factor on the affinity (1 for criss-cross and position attention, d^-1/2 for the others)
         pool_scales: grid sizes of a pyramid block, coarse to fine; S is the sum of their squares
         gamma: [] or [1], the factor that the block's context has beside its residual, where there is one factor
     """

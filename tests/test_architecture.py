@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.layers": set(),
     "models.ops": set(),
     "models.transforms": {"models.ops"},
+    "models.layouts": {"models.builder"},
     "models.windows": {"models.ops", "models.transforms"},
     "models.attention_maps": {"models.traces"},
     "models.attention_matrices": {"models.attention_maps", "models.traces"},

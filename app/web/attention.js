@@ -3,7 +3,7 @@
 import { getArray, getJson } from "/web/api.js";
 
 const KEPT_BYTES = 64 << 20;
-const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local" };
+const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local", pam: "Position attention" };
 const EXPLAINED = {
   "cca:1": "One pass: the pixel sees its own row and column.",
   "cca:2": "The second pass, alone.",
@@ -11,6 +11,7 @@ const EXPLAINED = {
   "afnb:all": "Pyramid attention from high to low features.",
   "apnb:all": "Pyramid attention over 110 anchors.",
   "nl:": "Dense attention: every cell against every other.",
+  "pam:": "Dense attention without a scale: every cell against every other.",
 };
 
 /** A map that can be asked for: {key, block, parameters, title, hint, grid, hasCross}. */

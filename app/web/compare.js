@@ -8,7 +8,8 @@ import { Panel, element } from "/web/panel.js";
 import { classAt, paintMask } from "/web/picture.js";
 
 const MARK = [255, 0, 170]; // a colour that no palette of ours has
-const KINDS = { cca: "criss-cross, both passes", apnb: "pyramid (APNB)", afnb: "pyramid (AFNB)", nl: "dense (non-local)" };
+const KINDS = { cca: "criss-cross, both passes", apnb: "pyramid (APNB)", afnb: "pyramid (AFNB)", nl: "dense (non-local)",
+  pam: "dense (position attention)" };
 const short = (result) => result.model.title.split(",")[0];
 
 export class Comparison {

@@ -8,7 +8,7 @@ import { classAt, paintMask } from "/web/picture.js";
 
 const TILE = 320; // pixels across
 const BLOCKS = { cca: "Criss-cross attention", apnb: "APNB: 110 anchors at four scales", afnb: "AFNB: high-level features look at low-level ones",
-  nl: "Non-local attention" };
+  nl: "Non-local attention", pam: "Position attention" };
 const MOST_CLASSES = 4;
 const LEAST_SHARE = 0.0005; // of the weight: less is not worth a line
 const byId = (id) => document.getElementById(id);

@@ -4,7 +4,7 @@ import { element } from "/web/panel.js";
 
 const STAGES = { read: "upload", decode: "decode", queue: "wait", preprocess: "preprocess", forward: "network",
   postprocess: "postprocess", encode: "encode" };
-const ATTENTION = /^(cca|afnb|apnb|nl|non_local)/;
+const ATTENTION = /^(cca|afnb|apnb|nl|non_local|pam|cam|gc)/;
 
 /** @param results whose replies' `timings_ms` are shown; one that is fetched again has those of its batch alone */
 export function fillLatency(target, results) {

@@ -3,30 +3,30 @@
 He et al., arXiv 1512.03385; the deep stem from arXiv 1812.01187; dilation as in mmsegmentation's "d8".
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # of depths with bottlenecks
 STRIDES = (1, 2, 1, 1)
 DILATIONS = (1, 1, 2, 4)
-EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, in_channels: int, planes: int, *, stride: int, dilation: int, project: bool) -> None:
+    """1x1, 3x3, 1x1: the block of depth 50 and beyond."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, planes: int, *, stride: int, dilation: int) -> None:
         super().__init__()
-        out_channels = planes * EXPANSION
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-            if project
-            else None
-        )
+        self.downsample = _projection(in_channels, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -37,21 +37,47 @@ class Bottleneck(nn.Module):
         return activated
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3, of which the first alone is dilated: the block of depths 18 and 34."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, planes: int, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out)) + identity
+        activated: Tensor = self.relu(out)
+        return activated
+
+
+Block = type[Bottleneck] | type[BasicBlock]
+
+
 class ResNet(nn.Module):
     def __init__(
         self,
-        depth: int = 50,
+        blocks: Sequence[int] = BLOCKS[50],
         *,
+        block: Block = Bottleneck,
         stem_channels: tuple[int, int] = (32, 64),
-        planes: int = 64,
+        planes: Sequence[int] = (64, 128, 256, 512),
         contract_dilation: bool = True,
         ceil_mode: bool = False,
     ) -> None:
         """
         Args:
-            depth: 50 or 101
+            blocks: their number in each of the four stages
             stem_channels: of the stem's first two convolutions, and of its last
-            planes: inner channels of the first stage; stage i has planes * 2^i, and 4 times that at its output
+            planes: inner channels of each stage; at its output they are `block.expansion` times as many
             contract_dilation: the first block of a dilated stage takes half the dilation (mmsegmentation;
                 not the official CCNet)
             ceil_mode: rounding of the max pooling (official CCNet and ANN: true)
@@ -65,9 +91,13 @@ class ResNet(nn.Module):
             nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode),
         )
         stages = []
-        for index, blocks in enumerate(BLOCKS[depth]):
-            stages.append(_stage(channels, planes << index, blocks, index, contract_dilation))
-            channels = (planes << index) * EXPANSION
+        for index, (count, inner) in enumerate(zip(blocks, planes, strict=True)):
+            dilation = DILATIONS[index]
+            first_dilation = dilation // 2 if contract_dilation and dilation > 1 else dilation
+            first = block(channels, inner, stride=STRIDES[index], dilation=first_dilation)
+            channels = inner * block.expansion
+            rest = (block(channels, inner, stride=1, dilation=dilation) for _ in range(count - 1))
+            stages.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -78,11 +108,8 @@ class ResNet(nn.Module):
         return {"c1": c1, "c2": c2, "c3": c3, "c4": self.layer4(c3)}
 
 
-def _stage(in_channels: int, planes: int, blocks: int, index: int, contract_dilation: bool) -> nn.Sequential:
-    dilation = DILATIONS[index]
-    first_dilation = dilation // 2 if contract_dilation and dilation > 1 else dilation
-    first = Bottleneck(in_channels, planes, stride=STRIDES[index], dilation=first_dilation, project=True)
-    rest = (
-        Bottleneck(planes * EXPANSION, planes, stride=1, dilation=dilation, project=False) for _ in range(blocks - 1)
-    )
-    return nn.Sequential(first, *rest)
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """What brings a block's input to its output's shape, where they differ."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))

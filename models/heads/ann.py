@@ -12,26 +12,29 @@ from models.traces import Block, Trace
 
 POOL_SCALES = (1, 3, 6, 8)  # 110 anchors (section 3.2)
 
+Inner = tuple[int, int]  # channels of query and key, and of the value
+
 
 class PyramidAttention(nn.Module):
     """Attention of one map's positions over pyramid-pooled keys and values of another (section 3.2)."""
 
     def __init__(
-        self, query_channels: int, key_channels: int, out_channels: int, inner_channels: int, *, shared: bool
+        self, query_channels: int, key_channels: int, out_channels: int, inner_channels: Inner, *, shared: bool
     ) -> None:
         """
         Args:
             shared: query and key are one projection (APNB), listed twice in the state dict
         """
         super().__init__()
-        self.key_project = ConvModule(key_channels, inner_channels)
-        self.query_project = self.key_project if shared else ConvModule(query_channels, inner_channels)
-        self.value_project = nn.Conv2d(key_channels, inner_channels, 1)
-        self.out_project = nn.Conv2d(inner_channels, out_channels, 1)
+        inner, value = inner_channels
+        self.key_project = ConvModule(key_channels, inner)
+        self.query_project = self.key_project if shared else ConvModule(query_channels, inner)
+        self.value_project = nn.Conv2d(key_channels, value, 1)
+        self.out_project = nn.Conv2d(value, out_channels, 1)
         # The block starts out adding nothing.
         for parameter in self.out_project.parameters():
             nn.init.zeros_(parameter)
-        self.scale = inner_channels**-0.5
+        self.scale = inner**-0.5
 
     def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Context [B, out, H, W], the query [B, C, H, W] and the pooled key [B, C, S] that led there."""
@@ -65,27 +68,32 @@ class ANNHead(Head):
         channels: int,
         num_classes: int,
         *,
-        inner_channels: int | None = None,
+        inner_channels: tuple[Inner, Inner] | None = None,
+        out_channels: tuple[int, int] | None = None,
         classifier_channels: int | None = None,
     ) -> None:
         """
         Args:
             in_channels: of stage 3 (low) and stage 4 (high)
+            channels: that are left between the two blocks
+            inner_channels: of AFNB and of APNB; half of `channels` if not given
+            out_channels: of AFNB and of APNB, where they are others than those of their queries' maps
         """
-        super().__init__(channels, num_classes, classifier_channels)
         low, high = in_channels
-        inner = inner_channels or channels // 2
+        fused, context = out_channels or (high, channels)
+        super().__init__(context, num_classes, classifier_channels)
+        inner = inner_channels or ((channels // 2, channels // 2),) * 2
         self.fusion = AsymmetricBlock(
             "afnb",
-            PyramidAttention(high, low, high, inner, shared=False),
-            ConvModule(2 * high, high, activation=nn.Identity()),
+            PyramidAttention(high, low, fused, inner[0], shared=False),
+            ConvModule(fused + high, fused, activation=nn.Identity()),
         )
         self.fusion_dropout = nn.Dropout2d(0.1)
-        self.bottleneck = ConvModule(high, channels, 3)
+        self.bottleneck = ConvModule(fused, channels, 3)
         self.context = AsymmetricBlock(
             "apnb",
-            PyramidAttention(channels, channels, channels, inner, shared=True),
-            ConvModule(2 * channels, channels),
+            PyramidAttention(channels, channels, context, inner[1], shared=True),
+            ConvModule(context + channels, context),
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:

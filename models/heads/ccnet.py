@@ -28,7 +28,7 @@ class CrissCrossAttention(nn.Module):
 class CCHead(FCNHead):
     """Recurrent criss-cross attention: R passes with shared weights, so that R = 2 reaches every position."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that makes one CCNet differ from another
         self,
         in_channels: int,
         channels: int,
@@ -36,9 +36,22 @@ class CCHead(FCNHead):
         *,
         query_channels: int | None = None,
         recurrence: int = 2,
+        context_channels: int | None = None,
         classifier_channels: int | None = None,
+        slope: float = 0.0,
     ) -> None:
-        super().__init__(in_channels, channels, num_classes, classifier_channels=classifier_channels)
+        """
+        Args:
+            context_channels, slope: as in `FCNHead`
+        """
+        super().__init__(
+            in_channels,
+            channels,
+            num_classes,
+            context_channels=context_channels,
+            classifier_channels=classifier_channels,
+            slope=slope,
+        )
         self.cca = CrissCrossAttention(channels, query_channels or channels // 8)
         self.recurrence = recurrence
 

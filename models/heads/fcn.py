@@ -44,11 +44,27 @@ class FCNHead(Head):
     """mmsegmentation's FCNHead with num_convs=2, whose context is concatenated with the input."""
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, *, classifier_channels: int | None = None
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        *,
+        context_channels: int | None = None,
+        classifier_channels: int | None = None,
+        slope: float = 0.0,
     ) -> None:
-        super().__init__(channels, num_classes, classifier_channels)
-        self.convs = nn.ModuleList([ConvModule(in_channels, channels, 3), ConvModule(channels, channels, 3)])
-        self.conv_cat = ConvModule(in_channels + channels, channels, 3)
+        """
+        Args:
+            channels: of the reduced map that attention works on
+            context_channels: at the head's end, where they are others than `channels`
+            slope: of the activations below zero (official CCNet: 0.01)
+        """
+        context = context_channels or channels
+        super().__init__(context, num_classes, classifier_channels)
+        self.convs = nn.ModuleList(
+            ConvModule(width, channels, 3, activation=_activation(slope)) for width in (in_channels, channels)
+        )
+        self.conv_cat = ConvModule(in_channels + channels, context, 3, activation=_activation(slope))
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
         x = features["c4"]
@@ -66,3 +82,7 @@ class FCNHead(Head):
             self.conv_cat: ("bottleneck",),
             **super().timed_modules(),
         }
+
+
+def _activation(slope: float) -> nn.Module:
+    return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)

@@ -14,9 +14,12 @@ from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
 from models.backbones.resnet import ResNet
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
+from models.heads.danet import DAHead
 from models.heads.decoder import Decoder
 from models.heads.fcn import FCNHead, Head
+from models.heads.gcnet import GCHead
 from models.heads.non_local import NonLocalHead
+from models.heads.pspnet import PSPHead
 from models.segmentor import Segmentor
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -84,7 +87,7 @@ def tiny_segmentor(randomize: Callable[[nn.Module], None]) -> Callable[[str, str
 
     def tiny_segmentor(backbone: str, head: str) -> Segmentor:
         if backbone == "resnet":
-            segmentor = Segmentor(ResNet(50, stem_channels=(4, 8), planes=4), tiny_head(head, 64, 128))
+            segmentor = Segmentor(ResNet(stem_channels=(4, 8), planes=(4, 8, 16, 32)), tiny_head(head, 64, 128))
         elif backbone == "edgetpu":
             decoder = Decoder(16, (24, 40), (8, 12))
             segmentor = Segmentor(MobileNetEdgeTPU(), tiny_head(head, 72, 144, classifier_channels=8), decoder)
@@ -114,6 +117,12 @@ def tiny_head(name: str, low: int, high: int, classifier_channels: int | None = 
         return ANNHead((low, high), 16, 5, classifier_channels=classifier_channels)
     if name == "ccnet":
         return CCHead(high, 16, 5, query_channels=4, classifier_channels=classifier_channels)
+    if name == "danet":
+        return DAHead(high, 16, 5, query_channels=4, classifier_channels=classifier_channels)
+    if name == "gcnet":
+        return GCHead(high, 16, 5, classifier_channels=classifier_channels)
+    if name == "pspnet":
+        return PSPHead(high, 16, 5, classifier_channels=classifier_channels)
     if name == "non_local":
         return NonLocalHead(high, 16, 5, classifier_channels=classifier_channels)
     return FCNHead(high, 16, 5, classifier_channels=classifier_channels)

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.backbones.resnet import ResNet
+from models.backbones.resnet import BLOCKS, BasicBlock, ResNet
 from models.builder import Options, build_segmentor
 from models.errors import CheckpointError
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
+from models.heads.danet import DAHead
 from models.heads.fcn import Head
+from models.heads.gcnet import GCHead
 from models.heads.non_local import NonLocalHead
+from models.heads.pspnet import PSPHead
+from models.layouts import IGNORED_PREFIXES
 from models.segmentor import Segmentor
 
 Build = Callable[[str, str], Segmentor]
@@ -23,8 +27,11 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ccnet": lambda: CCHead(2048, 512, 19),
     "ann": lambda: ANNHead((1024, 2048), 512, 19),
     "nonlocal": lambda: NonLocalHead(2048, 512, 19),
+    "danet": lambda: DAHead(2048, 512, 19),
+    "gcnet": lambda: GCHead(2048, 512, 19),
+    "pspnet": lambda: PSPHead(2048, 512, 19),
 }
-TABLES = [("ccnet", 50), ("ann", 50), ("nonlocal", 50), ("ccnet", 101), ("ann", 101)]
+TABLES = [*((name, 50) for name in HEADS), ("ccnet", 101), ("ann", 101)]
 
 
 def read_table(shared: Path, name: str, depth: int) -> Shapes:
@@ -33,7 +40,7 @@ def read_table(shared: Path, name: str, depth: int) -> Shapes:
     return {
         key: torch.Size(shape)
         for key, shape in table.items()
-        if not key.startswith("auxiliary_head.") and not key.endswith("num_batches_tracked")
+        if not key.startswith(IGNORED_PREFIXES) and not key.endswith("num_batches_tracked")
     }
 
 
@@ -45,7 +52,7 @@ def shapes_of(segmentor: Segmentor) -> Shapes:
 @pytest.mark.parametrize(("name", "depth"), TABLES)
 def test_full_size_networks_have_mmsegmentations_keys(shared: Path, name: str, depth: int) -> None:
     with torch.device("meta"):
-        segmentor = Segmentor(ResNet(depth), HEADS[name]())
+        segmentor = Segmentor(ResNet(BLOCKS[depth]), HEADS[name]())
     assert shapes_of(segmentor) == read_table(shared, name, depth)
 
 
@@ -58,7 +65,7 @@ def test_full_size_networks_are_built_from_their_shapes(shared: Path, name: str,
     assert type(segmentor.decode_head) is type(HEADS[name]())
 
 
-@pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann"])
+@pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann", "danet", "gcnet", "pspnet"])
 @pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
 def test_same_architecture_from_the_shapes(tiny_segmentor: Build, backbone: str, head: str) -> None:
     segmentor = tiny_segmentor(backbone, head)
@@ -86,11 +93,25 @@ def test_defaults_are_the_papers(tiny_segmentor: Build) -> None:
     assert not built.align_corners
 
 
-def test_other_block_counts_are_named(tiny_segmentor: Build) -> None:
-    shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
-    fewer = {key: shape for key, shape in shapes.items() if not key.startswith("backbone.layer3.5.")}
-    with pytest.raises(CheckpointError, match=r"\(3, 4, 5, 3\) blocks; we know .*\(3, 4, 6, 3\)"):
-        build_segmentor(fewer, Options())
+def test_depths_and_widths_of_nobody_are_built() -> None:
+    resnet = ResNet((1, 2, 1, 3), stem_channels=(3, 10), planes=(5, 6, 8, 12))
+    segmentor = Segmentor(resnet, CCHead(48, 12, 7, query_channels=3, context_channels=9)).eval()
+    assert str(build_segmentor(shapes_of(segmentor), Options())) == str(segmentor)
+
+
+def test_means_of_a_pspnet_are_resized_as_the_options_say(tiny_segmentor: Build) -> None:
+    shapes = shapes_of(tiny_segmentor("resnet", "pspnet"))
+    for align_corners in (False, True):
+        head = build_segmentor(shapes, Options(align_corners=align_corners)).decode_head
+        assert isinstance(head, PSPHead)
+        assert head.align_corners is align_corners
+
+
+def test_basic_blocks_are_built() -> None:
+    resnet = ResNet((2, 2, 2, 2), block=BasicBlock, stem_channels=(4, 8), planes=(8, 8, 16, 20))
+    inner, out = ((3, 5), (4, 6)), (14, 11)
+    segmentor = Segmentor(resnet, ANNHead((16, 20), 12, 7, inner_channels=inner, out_channels=out)).eval()
+    assert str(build_segmentor(shapes_of(segmentor), Options())) == str(segmentor)
 
 
 def test_unknown_backbone_is_refused(tiny_segmentor: Build) -> None:
@@ -100,7 +121,7 @@ def test_unknown_backbone_is_refused(tiny_segmentor: Build) -> None:
         build_segmentor(renamed, Options())
 
 
-@pytest.mark.parametrize("module", ["decode_head.conv_seg", "decode_head.convs.0.conv", "backbone.stem.0"])
+@pytest.mark.parametrize("module", ["decode_head.conv_seg", "decode_head.conv_cat.conv", "backbone.stem.0"])
 def test_a_tensor_that_settles_the_architecture_is_named_if_missing(tiny_segmentor: Build, module: str) -> None:
     shapes = shapes_of(tiny_segmentor("resnet", "ccnet"))
     del shapes[f"{module}.weight"]

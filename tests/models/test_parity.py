@@ -17,10 +17,13 @@ from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
 from models.windows import Inference, View, Window, list_windows, merge_views, merge_windows, view_probabilities
+from tests.models.reference import logits_of
 
 
 @dataclass(frozen=True)
 class Case:
+    name: str
+    path: Path
     segmentor: Segmentor
     recorded: dict[str, Tensor]
 
@@ -30,7 +33,8 @@ def case(request: pytest.FixtureRequest, shared: Path) -> Case:
     folder = shared / "data" / "parity" / request.param
     with np.load(folder / "io.npz") as arrays:
         recorded = {name: torch.from_numpy(arrays[name]) for name in arrays}
-    return Case(load_segmentor(folder / "checkpoint.pth"), recorded)
+    path = folder / "checkpoint.pth"
+    return Case(request.param.removeprefix("tiny_"), path, load_segmentor(path), recorded)
 
 
 def assert_parity(got: Tensor, want: Tensor) -> None:
@@ -47,6 +51,12 @@ def test_logits_are_mmsegmentations(case: Case, size: str, folded: bool) -> None
     with torch.no_grad():
         logits = case.segmentor(case.recorded[f"x_{size}"]).logits
     assert_parity(logits, case.recorded[f"logits_{size}"])
+
+
+@pytest.mark.parametrize("size", ["even", "odd"])
+def test_the_reference_of_our_tests_is_mmsegmentations_too(case: Case, size: str) -> None:
+    state = torch.load(case.path, weights_only=True)["state_dict"]
+    assert_parity(logits_of(case.name, state, case.recorded[f"x_{size}"]), case.recorded[f"logits_{size}"])
 
 
 def test_masks_are_mmsegmentations(case: Case) -> None:

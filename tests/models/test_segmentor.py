@@ -15,6 +15,9 @@ BLOCKS = {
     "ccnet": [("cca", 1), ("cca", 2)],
     "non_local": [("nl", 1)],
     "ann": [("afnb", 1), ("apnb", 1)],
+    "danet": [("pam", 1)],
+    "gcnet": [],
+    "pspnet": [],
 }
 ALL = (
     pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"]),

@@ -158,7 +158,7 @@ def test_continued_segmentor_has_the_trained_backbone_and_decoder_and_a_new_head
 
 
 def test_checkpoint_without_a_decoder_is_not_continued(tmp_path: Path) -> None:
-    without = Segmentor(ResNet(50, stem_channels=(4, 8), planes=4), FCNHead(128, 16, 5))
+    without = Segmentor(ResNet(stem_channels=(4, 8), planes=(4, 8, 16, 32)), FCNHead(128, 16, 5))
     save_segmentor(without, tmp_path / "resnet.safetensors", {})
     with pytest.raises(ValueError, match=r"/resnet\.safetensors has no decoder"):
         continue_segmentor("fcn", 5, tmp_path / "resnet.safetensors", 16)

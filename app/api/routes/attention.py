@@ -21,6 +21,7 @@ from app.api.routes.results import find
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
 from app.timings import Timings
+from models.traces import Block
 
 router = APIRouter()
 
@@ -43,7 +44,7 @@ class AttentionQuery(BaseModel):
     of_class: str | None = Field(
         None, alias="class", description="In place of a point: the average over this class's pixels, by name or id."
     )
-    block: Literal["cca", "afnb", "apnb", "nl"] | None = Field(None, description="Attention block; else the last one.")
+    block: Block | None = Field(None, description="Attention block; else the last one.")
     step: Literal["1", "2", "3", "composed"] | None = Field(
         None, description="Pass of criss-cross attention; else the last, or of two both composed."
     )

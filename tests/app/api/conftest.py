@@ -210,6 +210,13 @@ def dense_trace() -> Trace:
     return Trace("nl", 1, query, key, scale=8**-0.5)
 
 
+@pytest.fixture
+def position_trace() -> Trace:
+    """What DANet leaves, over a grid of 12 x 16."""
+    query, key = torch.randn(2, 8, 12, 16, generator=torch.Generator().manual_seed(2)).half()
+    return Trace("pam", 1, query, key, gamma=torch.tensor(0.4))
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def held(serve: Callable[..., AbstractAsyncContextManager[Served]]) -> AsyncIterator[Held]:
     """The service in front of a device that keeps what it gets until its gate is opened, and takes four at a time."""

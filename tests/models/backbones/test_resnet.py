@@ -10,7 +10,11 @@ from models.backbones.resnet import BLOCKS, Bottleneck, ResNet
 
 def tiny_resnet(depth: int = 50, *, contract_dilation: bool = True, ceil_mode: bool = False) -> ResNet:
     return ResNet(
-        depth, stem_channels=(4, 8), planes=4, contract_dilation=contract_dilation, ceil_mode=ceil_mode
+        BLOCKS[depth],
+        stem_channels=(4, 8),
+        planes=(4, 8, 16, 32),
+        contract_dilation=contract_dilation,
+        ceil_mode=ceil_mode,
     ).eval()
 
 
@@ -84,12 +88,12 @@ def test_names_are_mmsegmentations(depth: int) -> None:
 @pytest.mark.parametrize(("depth", "millions"), [(50, 23.53), (101, 42.52)])
 def test_parameter_count_is_mmsegmentations(depth: int, millions: float) -> None:
     with torch.device("meta"):
-        resnet = ResNet(depth)
+        resnet = ResNet(BLOCKS[depth])
     assert sum(parameter.numel() for parameter in resnet.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def test_a_block_adds_to_its_input() -> None:
-    block = Bottleneck(16, 4, stride=1, dilation=1, project=False).eval()
+    block = Bottleneck(16, 4, stride=1, dilation=1).eval()
     torch.nn.init.zeros_(block.bn3.weight)
     x = torch.randn(1, 16, 5, 6)
     assert torch.equal(block(x), x.relu())

@@ -16,7 +16,7 @@ SCALES = (1, 3, 6, 8)
 
 @pytest.fixture
 def head(randomize: Randomize) -> ANNHead:
-    head = ANNHead((12, 20), 16, 5, inner_channels=4).eval().double()
+    head = ANNHead((12, 20), 16, 5, inner_channels=((4, 4), (4, 4))).eval().double()
     randomize(head)
     return head
 

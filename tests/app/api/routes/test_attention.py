@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from app.api.dependencies import Services
 from app.api.record import Record
 from models import Trace
+from models.traces import Block
 
 POINTS = [(0, 0), (239, 0), (0, 179), (239, 179), (120, 90), (77, 13)]
 GRID = (12, 16)
@@ -30,11 +31,12 @@ def path_of(
     make_record: Callable[..., Record],
     pyramid_traces: tuple[Trace, ...],
     dense_trace: Trace,
+    position_trace: Trace,
 ) -> dict[str, str]:
-    """Where the results of an ANN and a Non-local are found by block, each of an image of 32 x 24."""
-    for name, traces in (("ann", pyramid_traces), ("nl", (dense_trace,))):
+    """Where results of an ANN, a Non-local and a DANet are found by block, each of an image of 32 x 24."""
+    for name, traces in (("ann", pyramid_traces), ("nl", (dense_trace,)), ("danet", (position_trace,))):
         services.results.put(name, make_record(np.zeros((24, 32), np.uint8), *traces))
-    return {"afnb": "/attention/ann", "apnb": "/attention/ann", "nl": "/attention/nl"}
+    return {"afnb": "/attention/ann", "apnb": "/attention/ann", "nl": "/attention/nl", "pam": "/attention/danet"}
 
 
 async def weights_of(client: httpx.AsyncClient, path: str, **params: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -226,17 +228,28 @@ async def test_pyramid_info(client: httpx.AsyncClient, path_of: dict[str, str]) 
     assert blocks == [{"block": "afnb", **expected}, {"block": "apnb", **expected}]
 
 
-async def test_non_local(client: httpx.AsyncClient, path_of: dict[str, str]) -> None:
-    path = path_of["nl"]
-    body, weights = await weights_of(client, path, x=31, y=0)
+@pytest.mark.parametrize("name", ["nl", "pam"])
+async def test_dense_attention(client: httpx.AsyncClient, path_of: dict[str, str], name: str) -> None:
+    path = path_of[name]
+    body, weights = await weights_of(client, path, x=31, y=0, block=name)
     assert weights.sum() == pytest.approx(1, abs=1e-5)
     assert (weights > 0).all()
-    assert (body["block"], body["cell"]) == ("nl", {"row": 0, "column": 15})
+    assert (body["block"], body["cell"]) == (name, {"row": 0, "column": 15})
+    _, columns = await weights_of(client, path, x=31, y=0, block=name, direction="to")
+    assert columns.max() <= 1
+    assert columns[0, 15] == pytest.approx(weights[0, 15], rel=1e-5)
     (block,) = (await client.get(f"{path}/info")).json()["blocks"]
-    assert (block["steps"], block["levels"]) == ([], [])
+    assert (block["steps"], block["composes"], block["levels"]) == ([], [], [])
 
 
-@pytest.mark.parametrize("block", ["afnb", "nl"])
+async def test_every_block_can_be_asked_for(client: httpx.AsyncClient, path: str, path_of: dict[str, str]) -> None:
+    paths = {"cca": path, **path_of}
+    assert set(paths) == set(get_args(Block))
+    for block in paths:
+        assert (await weights_of(client, paths[block], x=3, y=4, block=block))[0]["block"] == block
+
+
+@pytest.mark.parametrize("block", ["afnb", "nl", "pam"])
 @pytest.mark.parametrize("step", ["1", "2", "3", "composed"])
 async def test_a_block_that_runs_once_has_no_steps(
     client: httpx.AsyncClient,
