@@ -63,13 +63,14 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         settings.max_queue_bytes,
         worker.slots,
     )
+    matrices = Matrices(MAX_MATRIX_BYTES)
     app.state.services = Services(
         settings=settings,
         engine=Engine(worker, list_models() if specs is None else specs, policy, series, settings.stall_timeout),
-        results=ResultStore(settings.max_result_bytes, settings.result_ttl),
+        results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=matrices.forget),
         metrics=series,
         codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),
-        matrices=Matrices(MAX_MATRIX_BYTES),
+        matrices=matrices,
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)

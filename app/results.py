@@ -27,10 +27,21 @@ def new_id() -> str:
 class ResultStore(Generic[Item]):
     """Used from the event loop alone, so it needs no lock."""
 
-    def __init__(self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        ttl: float,
+        clock: Callable[[], float] = time.monotonic,
+        on_removed: Callable[[str], object] = lambda result_id: None,
+    ) -> None:
+        """
+        Args:
+            on_removed: called with the id of each item that goes, for whatever reason
+        """
         self.max_bytes = max_bytes
         self.ttl = ttl
         self._clock = clock
+        self._on_removed = on_removed
         self._items: OrderedDict[str, tuple[float, Item]] = OrderedDict()
         self._bytes = 0
 
@@ -42,6 +53,10 @@ class ResultStore(Generic[Item]):
     def __len__(self) -> int:
         self.drop_old()
         return len(self._items)
+
+    def __contains__(self, result_id: str) -> bool:
+        self.drop_old()
+        return result_id in self._items
 
     def put(self, result_id: str, item: Item) -> bool:
         """Keep an item; false if it is larger than the whole store, which then stays as it is."""
@@ -80,6 +95,7 @@ class ResultStore(Generic[Item]):
     def _remove(self, result_id: str) -> None:
         _, item = self._items.pop(result_id)
         self._bytes -= item.nbytes
+        self._on_removed(result_id)
 
     def drop_old(self) -> None:
         """Let go of what is too old; whoever holds a store calls this now and then."""

@@ -97,7 +97,8 @@ def to_reply(record: Record, found: AttentionMap, top: int, with_weights: bool) 
 
 def to_npy(found: AttentionMap) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, found.weights)
+    # A product may come column by column, which few readers but NumPy's know how to take.
+    np.save(buffer, np.ascontiguousarray(found.weights))
     return buffer.getvalue()
 
 

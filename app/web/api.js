@@ -61,15 +61,10 @@ export function segment(picture, model, onProgress, signal) {
   });
 }
 
-/** The float64 matrix of an NPY file, little-endian, as what /attention sends; row by row, in whichever order it comes. */
+/** The float64 matrix of an NPY file, little-endian and row by row, as /attention sends it. */
 export async function getArray(url) {
   const buffer = await (await get(url)).arrayBuffer();
   const view = new DataView(buffer);
   const wide = view.getUint8(6) > 1; // the format's version 2 has a longer header length
-  const start = wide ? 12 + view.getUint32(8, true) : 10 + view.getUint16(8, true);
-  const header = new TextDecoder("latin1").decode(new Uint8Array(buffer, wide ? 12 : 10, start - (wide ? 12 : 10)));
-  const values = new Float64Array(buffer.slice(start));
-  if (!header.includes("'fortran_order': True")) return values;
-  const [rows, columns] = header.match(/'shape': \((\d+), (\d+)\)/).slice(1).map(Number);
-  return values.map((_, index) => values[(index % columns) * rows + Math.floor(index / columns)]);
+  return new Float64Array(buffer.slice(wide ? 12 + view.getUint32(8, true) : 10 + view.getUint16(8, true)));
 }

@@ -161,3 +161,20 @@ def test_ids_are_long_and_distinct() -> None:
     assert len(ids) == 1000
     # 128 bits in base 64, fit for a URL's path as they are.
     assert all(re.fullmatch(r"[\w-]{22}", result_id, re.ASCII) for result_id in ids)
+
+
+def test_whoever_keeps_something_beside_an_item_hears_that_it_goes(clock: Clock) -> None:
+    gone: list[str] = []
+    store: ResultStore[Item] = ResultStore(100, 60.0, clock, gone.append)
+    store.put("replaced", Item(10))
+    store.put("replaced", Item(20))
+    store.put("deleted", Item(10))
+    store.delete("deleted")
+    store.put("pushed out", Item(70))
+    clock.now += 30
+    store.put("old", Item(40))
+    assert gone == ["replaced", "deleted", "replaced", "pushed out"]
+    assert "old" in store
+    clock.now += 61
+    assert "old" not in store
+    assert gone[-1] == "old"

@@ -105,6 +105,8 @@ async def get_attention(
         return Response(status_code=304, headers=headers)
     timings = Timings()
     content = await services.in_codec_thread(_render, record, query, media_type, services.matrices, timings)
+    if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
+        services.matrices.forget(result_id)
     return Response(content, media_type=media_type, headers={**headers, "Server-Timing": timings.server_timing()})
 
 

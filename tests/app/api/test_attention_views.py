@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,8 +30,12 @@ def test_top_has_the_heaviest_first(make_record: Callable[..., Record]) -> None:
     assert (reply.anchors, reply.levels) == (None, None)
 
 
-def test_npy_needs_no_pickle() -> None:
-    assert to_npy(found([[1.0]])).startswith(b"\x93NUMPY")
+def test_npy_is_row_by_row_and_needs_no_pickle() -> None:
+    for weights in (WEIGHTS, np.asfortranarray(WEIGHTS)):
+        npy = to_npy(AttentionMap("nl", weights))
+        assert b"'fortran_order': False" in npy
+        assert npy.endswith(WEIGHTS.tobytes())
+        assert np.array_equal(np.load(io.BytesIO(npy), allow_pickle=False), WEIGHTS)
 
 
 @pytest.mark.parametrize(("clip", "mean"), [(100.0, 80), (50.0, 89)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import httpx
@@ -13,6 +16,7 @@ import pytest
 from app.api.dependencies import Services
 from app.api.record import Record
 from models import Trace
+from models.attention_matrices import Matrix, matrix_of
 from models.traces import Block
 
 POINTS = [(0, 0), (239, 0), (0, 179), (239, 179), (120, 90), (77, 13)]
@@ -35,7 +39,7 @@ def path_of(
 ) -> dict[str, str]:
     """Where results of an ANN, a Non-local and a DANet are found by block, each of an image of 32 x 24."""
     for name, traces in (("ann", pyramid_traces), ("nl", (dense_trace,)), ("danet", (position_trace,))):
-        services.results.put(name, make_record(np.zeros((24, 32), np.uint8), *traces))
+        services.results.put(name, replace(make_record(np.zeros((24, 32), np.uint8), *traces), id=name))
     return {"afnb": "/attention/ann", "apnb": "/attention/ann", "nl": "/attention/nl", "pam": "/attention/danet"}
 
 
@@ -339,3 +343,35 @@ async def test_what_is_known_is_not_sent_again(client: httpx.AsyncClient, path: 
     ):
         other = await client.get(path, params=params, headers={"if-none-match": tag, "accept": accept})
         assert (other.status_code, other.headers["etag"] == tag) == (200, False)
+
+
+async def test_what_was_made_for_an_answer_goes_with_its_result(
+    client: httpx.AsyncClient, services: Services, path_of: dict[str, str]
+) -> None:
+    query = {"x": 3, "y": 3, "format": "npy"}
+    before = services.matrices.nbytes
+    assert (await client.get(path_of["nl"], params={**query, "direction": "to"})).status_code == 200
+    assert services.matrices.nbytes > before
+    assert (await client.delete("/results/nl")).status_code == 204
+    assert services.matrices.nbytes <= before
+
+
+async def test_nothing_stays_of_a_result_that_goes_while_it_is_asked_about(
+    client: httpx.AsyncClient, services: Services, path_of: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, deleted = asyncio.get_running_loop(), threading.Event()
+
+    def delete() -> None:
+        services.results.delete("nl")
+        deleted.set()
+
+    def make(trace: Trace) -> Matrix:
+        loop.call_soon_threadsafe(delete)
+        assert deleted.wait(20)
+        return matrix_of(trace)
+
+    before = services.matrices.nbytes
+    monkeypatch.setattr("app.api.matrices.matrix_of", make)
+    reply = await client.get(path_of["nl"], params={"x": 3, "y": 3, "format": "npy", "direction": "to"})
+    assert reply.status_code == 200
+    assert services.matrices.nbytes <= before
