@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from app import logs
+from app.catalog import Catalog, Unreadable
 from app.engine.worker import find_device
 from app.errors import DeviceError, ServiceError
 from app.imaging import decode, encode_ids, encode_palette
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings, SettingsError, load_settings
-from models import ModelError, create_model, get_spec, list_models
+from models import ModelError, list_models, load_model
 from models.inference import segment_image
+from models.zoo import PUBLISHED
 
 
 def main() -> int:
@@ -47,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--palette", action="store_true", help="give the PNG the classes' colours; ids stay")
     command.set_defaults(run=_segment)
 
-    command = commands.add_parser("models", help="list the models")
+    command = commands.add_parser("models", help="list the models, bundled and in SEGLENS_MODEL_DIR")
+    command.add_argument("--zoo", action="store_true", help="list those that mmsegmentation publishes instead")
     command.set_defaults(run=_models)
     return parser
 
 
 def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     logs.configure(settings.log_level, settings.log_format)
-    get_spec(settings.default_model)
     app = create_app(settings)
     Server(app, settings).run_until_signalled()
     engine = app.state.services.engine
@@ -67,9 +69,9 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
-    spec = get_spec(arguments.model or settings.default_model)
+    spec = _catalog(settings).find(arguments.model or settings.default_model)
     pixels = decode(arguments.image.read_bytes(), settings.max_image_pixels)
-    segmentor = create_model(spec.name).to(find_device(settings.device))
+    segmentor = load_model(spec).to(find_device(settings.device))
     ids, _ = segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing, spec.inference)
     mask = ids.numpy()
     palette = np.array(spec.classes.palette, dtype=np.uint8)
@@ -81,11 +83,25 @@ def _segment(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _models(arguments: argparse.Namespace, settings: Settings) -> int:
-    for spec in list_models():
-        mark = "*" if spec.name == settings.default_model else " "
-        miou = "-" if spec.miou is None else f"{spec.miou:.2f}"
-        print(f"{mark} {spec.name:<28} {spec.dataset:<30} mIoU {miou:>5}  {spec.licence}")
+    if arguments.zoo:
+        for one in PUBLISHED:
+            print(
+                f"{one.name:<41} {one.data_set.name:<22} {one.backbone:<10} {one.crop:>8}  mIoU {one.miou:.2f}  "
+                f"{one.hash_prefix}  {one.file}"
+            )
+        return 0
+    for found in _catalog(settings).look().values():
+        mark = "*" if found.name == settings.default_model else " "
+        if isinstance(found, Unreadable):
+            print(f"{mark} {found.name:<28} cannot be served: {found.reason}")
+            continue
+        miou = "-" if found.miou is None else f"{found.miou:.2f}"
+        print(f"{mark} {found.name:<28} {found.dataset:<30} mIoU {miou:>5}  {found.licence}")
     return 0
+
+
+def _catalog(settings: Settings) -> Catalog:
+    return Catalog(list_models(), settings.model_dir)
 
 
 if __name__ == "__main__":

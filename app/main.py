@@ -21,6 +21,7 @@ from app.api.matrices import Matrices
 from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
+from app.catalog import Catalog
 from app.engine.device import Device
 from app.engine.engine import Engine
 from app.engine.memory import give_back
@@ -63,10 +64,15 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         settings.max_queue_bytes,
         worker.slots,
     )
+    catalog = Catalog(list_models() if specs is None else specs, settings.model_dir)
+    engine = Engine(worker, _planned(catalog, settings), policy, series, settings.stall_timeout)
+    for spec in catalog.specs():
+        engine.models.add(spec)
     matrices = Matrices(MAX_MATRIX_BYTES)
     app.state.services = Services(
         settings=settings,
-        engine=Engine(worker, list_models() if specs is None else specs, policy, series, settings.stall_timeout),
+        engine=engine,
+        catalog=catalog,
         results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=matrices.forget),
         metrics=series,
         codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),
@@ -78,6 +84,13 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     errors.install(app)
     app.add_middleware(RequestMiddleware, metrics=series)
     return app
+
+
+def _planned(catalog: Catalog, settings: Settings) -> list[ModelSpec]:
+    """What to load at the start: the default first, without which there is no server."""
+    named = [name.strip() for name in settings.models.split(",") if name.strip()]
+    names = named or [spec.name for spec in catalog.specs()]
+    return [catalog.find(name) for name in dict.fromkeys([settings.default_model, *names])]
 
 
 @asynccontextmanager

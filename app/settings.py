@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import DirectoryPath, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEGLENS_"
@@ -30,6 +30,11 @@ class Settings(BaseSettings):
     )
 
     default_model: str = Field("ccnet-mobilenetv2-camvid", description="Model that answers when a request names none.")
+    model_dir: DirectoryPath | None = Field(None, description="Folder with checkpoints of your own; all are served.")
+    models: str = Field(
+        "",
+        description="Models to load at the start, by name, with commas; empty: all bundled and all in the folder.",
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if there is one), cpu, cuda or cuda:N."
     )

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.builder import Options, build_segmentor
 from models.errors import CheckpointError
+from models.files import read_file
 from models.layouts import (
     IGNORED_SUFFIX,
     MMSEGMENTATION,
@@ -27,15 +26,6 @@ from models.segmentor import Segmentor
 
 # In APNB query and key are one projection, listed twice by mmsegmentation and once by us.
 ALIAS, ALIASED = "decode_head.context.stages.0.query_project.", "decode_head.context.stages.0.key_project."
-
-# What to run, outside of here, on an old training checkpoint.
-RESCUE = (
-    "python -c \"import sys, torch; file = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-    "torch.save({'state_dict': file.get('state_dict', file)}, sys.argv[2])\" OLD.pth NEW.pth"
-)
-
-# Where checkpoints keep their state dict, if not at the top.
-WRAPPERS = ("state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,6 @@ class Checkpoint:
     options: Options = field(default_factory=Options)
 
 
-class Content(NamedTuple):
-    """A file as it is."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    meta: Mapping[str, object]
-
-
 def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Segmentor:
     """The segmentor a checkpoint describes, with its weights, in eval mode, float32, on the CPU.
 
@@ -76,43 +58,60 @@ def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Se
             or misshapen; the message names them
     """
     checkpoint = read_checkpoint(path)
+    segmentor = prepare_segmentor(path, checkpoint, align_corners=align_corners)
+    segmentor.to_empty(device="cpu")
+    _fill(segmentor, checkpoint.state_dict)
+    return segmentor
+
+
+def prepare_segmentor(path: str | Path, checkpoint: Checkpoint, *, align_corners: bool | None = None) -> Segmentor:
+    """The segmentor of a checkpoint, without its weights: on the meta device, in eval mode, all shapes checked.
+
+    Args:
+        path: to name in errors
+        align_corners: as for `load_segmentor`
+
+    Raises:
+        CheckpointError: not an architecture of ours, or tensors are missing, unexpected or misshapen
+    """
     shapes = {key: tensor.shape for key, tensor in checkpoint.state_dict.items()}
-    # Built without memory first: shapes that don't belong together shall fail, not allocate.
     options = checkpoint.options
     if align_corners is not None:
         options = replace(options, align_corners=align_corners)
     try:
+        # Without memory: shapes that don't belong together shall fail, not allocate.
         with torch.device("meta"):
             segmentor = build_segmentor(shapes, options)
-        load_strictly(segmentor, checkpoint.state_dict, checkpoint.layout)
+        check_fit(segmentor, checkpoint.state_dict, checkpoint.layout)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
     return segmentor
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     """Read a file without ever unpickling code, and bring its keys to our names.
+
+    Args:
+        weights: read them; else tensors are on the meta device, and nothing of them is checked but their shapes
 
     Raises:
         CheckpointError: not readable, or not made of finite floating-point tensors alone
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    found, metadata, meta = read(path)
+    found, metadata, meta = read_file(path, weights=weights)
     stripped = strip_prefix(found)
     layout = detect_layout(stripped)
     renamed = to_our_names(stripped, layout)
-    for key, tensor in renamed.items():
-        _check(path, to_their_name(key, layout), tensor)
+    if weights:
+        for key, tensor in renamed.items():
+            _check(path, to_their_name(key, layout), tensor)
     state = to_our_values(renamed, layout)
     _share_projection(path, state)
     return Checkpoint(state, metadata, layout, meta, _options(metadata, layout.options))
 
 
-def load_strictly(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout = MMSEGMENTATION) -> None:
-    """Give a segmentor, which may be on the meta device, the weights of a state dict, or say what does not fit.
+def check_fit(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout = MMSEGMENTATION) -> None:
+    """Say what of a state dict does not fit a segmentor; either may be on the meta device.
 
     Args:
         layout: in whose names what does not fit is said
@@ -130,13 +129,6 @@ def load_strictly(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Lay
     ]
     if problems:
         raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
-    segmentor.to_empty(device="cpu")
-    with torch.no_grad():
-        for key, tensor in segmentor.state_dict().items():
-            if key in state:
-                tensor.copy_(state[key])
-            else:
-                tensor.zero_()  # the counters that no one reads
 
 
 def save_segmentor(
@@ -184,7 +176,7 @@ def _share_projection(path: Path, state: dict[str, Tensor]) -> None:
     for here, there in ((ALIASED, ALIAS), (ALIAS, ALIASED)):
         for key in [key for key in state if key.startswith(here)]:
             other = state.setdefault(there + key.removeprefix(here), state[key])
-            if not torch.equal(other, state[key]):
+            if not other.is_meta and not torch.equal(other, state[key]):
                 raise CheckpointError(f"{path}: query and key of APNB are one projection, but {key} differs")
 
 
@@ -195,37 +187,10 @@ def _check(path: Path, key: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{path}: {key} holds NaN or infinite weights")
 
 
-def _read_safetensors(path: Path) -> Content:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return Content({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}, {})  # noqa: SIM118
-    except SafetensorError as exc:
-        raise CheckpointError(f"{path}: not a safetensors file, or a truncated one ({exc})") from exc
-
-
-def _read_torch(path: Path) -> Content:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the pickle of before torch 1.6
-        raise CheckpointError(f"{path}: not a torch checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as exc:
-        raise CheckpointError(
-            f"{path}: holds more than tensors, and loading it would run its code; where you trust it, "
-            f"save its state_dict alone: {RESCUE}"
-        ) from exc
-    # A damaged file makes torch's parsers raise almost anything.
-    except Exception as exc:
-        raise CheckpointError(f"{path}: a damaged or truncated torch checkpoint ({type(exc).__name__})") from exc
-    state = content
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and wrapper in state:
-            state = state[wrapper]
-            break
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: holds no state dict")
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
-    meta = content.get("meta")
-    return Content(state, {}, meta if isinstance(meta, dict) else {})
+def _fill(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, tensor in segmentor.state_dict().items():
+            if key in state:
+                tensor.copy_(state[key])
+            else:
+                tensor.zero_()  # the counters that no one reads

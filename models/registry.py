@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 from models.checkpoint import load_segmentor
@@ -118,7 +118,8 @@ def load_model(spec: ModelSpec) -> Segmentor:
     """
     if not spec.weights.is_file():
         raise CheckpointError(f"{spec.weights}: the weights of {spec.name} are missing")
-    digest = sha256(spec.weights.read_bytes()).hexdigest()
+    with spec.weights.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
     if digest != spec.sha256:
         raise CheckpointError(f"{spec.weights}: sha256 is {digest}, not {spec.sha256}: a damaged or changed file")
     return load_segmentor(spec.weights, align_corners=spec.align_corners)

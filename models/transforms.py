@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,18 @@ class Preprocessing:
     multiple: int = 1
     bgr: bool = False
     antialias: bool = True
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: the values make no sense; the message says which
+        """
+        if min(self.scale) < 1:
+            raise ValueError(f"scale is {self.scale}; both sides must be positive")
+        if not all(isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and no std 0")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is {self.multiple}; it must be positive")
 
     def input_size(self, original: Size, factor: float = 1.0) -> Size:
         """Size of the network's input for an image of this size: mmsegmentation's keep-ratio rule.

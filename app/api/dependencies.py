@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from app.api.matrices import Matrices
 from app.api.record import Record
+from app.catalog import Catalog
 from app.engine.engine import Engine
 from app.metrics import Metrics
 from app.results import ResultStore
@@ -30,6 +31,7 @@ class Services:
 
     settings: Settings
     engine: Engine
+    catalog: Catalog
     results: ResultStore[Record]
     metrics: Metrics
     codecs: ThreadPoolExecutor

@@ -133,19 +133,21 @@ class ModelClass(BaseModel):
 
 
 class ModelInfo(BaseModel):
+    """A model. Of a file that is none, only name, state and reason say anything."""
+
     name: str
     title: str
-    default: bool
+    default: bool = False
     state: str = Field(description="available, loading, ready or failed; a model that serves is ready.")
     reason: str | None = Field(description="Why the last load failed.")
-    device: str
-    dataset: str
-    miou: float | None = Field(description="Percent, on the data set's test split; null if nobody has said.")
-    input_rule: str
-    inference: str = Field(description="How the model looks at an image, unless a request says otherwise.")
-    classes: list[ModelClass]
-    licence: str
-    source: str
+    device: str = ""
+    dataset: str = ""
+    miou: float | None = Field(None, description="Percent, on the data set's test split; null if nobody has said.")
+    input_rule: str = ""
+    inference: str = Field("", description="How the model looks at an image, unless a request says otherwise.")
+    classes: list[ModelClass] = []
+    licence: str = ""
+    source: str = ""
 
 
 class Health(BaseModel):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from PIL import Image
 from app.__main__ import main
 from app.engine.engine import Engine
 from models import list_models
+from models.zoo import PUBLISHED
 
 MODEL = "ccnet-mobilenetv2-camvid"
 
@@ -64,6 +66,36 @@ def test_models_lists_every_model_and_marks_the_default(seglens: Seglens, capsys
     assert [line.split()[line.startswith("*")] for line in lines] == [spec.name for spec in list_models()]
     assert [line.split()[1] for line in lines if line.startswith("*")] == [MODEL]
     assert all(re.search(r"mIoU +\d+\.\d\d", line) for line in lines)
+
+
+def test_models_lists_the_folder_too_and_says_what_cannot_be_served(
+    seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(list_models()[0].weights, tmp_path / "mine.safetensors")
+    (tmp_path / "broken.pth").write_bytes(b"no tensors")
+    assert seglens("models", model_dir=str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list_models()) + 2
+    assert lines[-1].split()[:2] == ["mine", "CamVid,"]
+    assert re.match(r"  broken +cannot be served: .*broken\.pth: not a torch checkpoint$", lines[-2])
+
+
+def test_models_zoo_lists_what_is_published(seglens: Seglens, capsys: pytest.CaptureFixture[str]) -> None:
+    assert seglens("models", "--zoo") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == [one.file for one in PUBLISHED]
+    assert lines[0].split() == [
+        *("ccnet_r50-d8_512x1024_40k_cityscapes", "Cityscapes", "ResNet-50", "512x1024", "mIoU", "77.76", "4123f401"),
+        "ccnet_r50-d8_512x1024_40k_cityscapes_20200616_142517-4123f401.pth",
+    ]
+
+
+def test_segment_takes_a_model_of_the_folder(seglens: Seglens, photo: Path, tmp_path: Path) -> None:
+    shutil.copyfile(list_models()[0].weights, tmp_path / "mine.safetensors")
+    mine, bundled = tmp_path / "mine.png", tmp_path / "bundled.png"
+    assert seglens("segment", photo, "-o", mine, "--model", "mine", model_dir=str(tmp_path)) == 0
+    assert seglens("segment", photo, "-o", bundled, "--model", MODEL) == 0
+    assert mine.read_bytes() == bundled.read_bytes()
 
 
 def test_segment_writes_ids_and_prints_each_class_share(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+import models
 from app.api.admin import AdminDep
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.schemas import ModelClass, ModelInfo
+from app.catalog import Found, Unreadable
 from app.engine.residents import Model
+from app.errors import LoadFailed, UnknownModel
 from models.transforms import Preprocessing
 from models.windows import Inference
 
@@ -17,12 +20,15 @@ router = APIRouter()
 
 @router.get("/models", summary="List the models", responses=problems())
 async def list_models(services: ServicesDep) -> list[ModelInfo]:
-    return [_describe(services, model) for model in services.engine.models.models]
+    return list((await _look(services)).values())
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=problems(404, 422))
 async def get_model(name: str, services: ServicesDep) -> ModelInfo:
-    return _describe(services, services.engine.models.model(name))
+    infos = await _look(services)
+    if name not in infos:
+        raise UnknownModel(f"no model {name!r}; there are {', '.join(infos)}")
+    return infos[name]
 
 
 @router.post(
@@ -32,9 +38,14 @@ async def get_model(name: str, services: ServicesDep) -> ModelInfo:
     dependencies=[AdminDep],
 )
 async def load_model(name: str, services: ServicesDep) -> ModelInfo:
-    model = services.engine.models.model(name)
-    await services.engine.load(model.spec)
-    return _describe(services, model)
+    try:
+        spec = await services.in_codec_thread(services.catalog.find, name)
+    except models.UnknownModel as exc:
+        raise UnknownModel(str(exc)) from None
+    except models.ModelError as exc:
+        raise LoadFailed(f"{name} could not be loaded: {exc}") from None
+    await services.engine.load(spec)
+    return _describe(services, services.engine.models.model(name))
 
 
 @router.post(
@@ -46,6 +57,24 @@ async def load_model(name: str, services: ServicesDep) -> ModelInfo:
 async def unload_model(name: str, services: ServicesDep) -> ModelInfo:
     await services.engine.unload(name)
     return _describe(services, services.engine.models.model(name))
+
+
+async def _look(services: Services) -> dict[str, ModelInfo]:
+    """What is on the device or on its way there, and what could be, as it is on disk now."""
+    found: dict[str, Found] = await services.in_codec_thread(services.catalog.look)
+    known = {model.spec.name: model for model in services.engine.models.models}
+    # One that serves does so whatever has become of its file.
+    names = [*found, *(name for name, model in known.items() if model.loaded and name not in found)]
+    return {name: _info(services, found.get(name), known.get(name)) for name in names}
+
+
+def _info(services: Services, found: Found | None, known: Model | None) -> ModelInfo:
+    if known is not None and (known.loaded or known.loads or found is None):
+        return _describe(services, known)
+    if isinstance(found, Unreadable):
+        return ModelInfo(name=found.name, title=found.name, state="failed", reason=found.reason)
+    assert found is not None
+    return _describe(services, Model(found, reason=None if known is None else known.reason))
 
 
 def _describe(services: Services, model: Model) -> ModelInfo:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,3 +104,31 @@ async def test_what_cannot_be_changed_is_named(
         for change in ("load", "unload"):
             reply = await client.post(f"/models/{list_models()[0].name}/{change}", headers=KEY)
             assert_problem(reply, 503, "not-ready")
+
+
+# --- the folder
+
+
+async def test_a_file_that_is_no_model_is_listed_with_the_reason(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], tmp_path: Path, assert_problem: Callable[..., None]
+) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no tensors")
+    async with serve(worker=FakeDevice(), model_dir=tmp_path, **ADMIN) as (_, client, _):
+        assert [model["name"] for model in (await client.get("/models")).json() if model["state"] == "ready"] == [
+            spec.name for spec in list_models()
+        ]
+        model = (await client.get("/models/broken")).json()
+        assert model["state"] == "failed"
+        assert model["reason"] == f"{tmp_path / 'broken.pth'}: not a torch checkpoint"
+        reply = await client.post("/models/broken/load", headers=KEY)
+        assert_problem(reply, 422, "load-failed")
+        assert "not a torch checkpoint" in reply.json()["detail"]
+
+
+async def test_only_what_is_named_is_loaded_at_the_start(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], tmp_path: Path
+) -> None:
+    shutil.copyfile(list_models()[0].weights, tmp_path / "mine.safetensors")
+    async with serve(worker=FakeDevice(), model_dir=tmp_path, models="mine", default_model="mine") as (_, client, _):
+        states = {model["name"]: model["state"] for model in (await client.get("/models")).json()}
+        assert states == {**{spec.name: "available" for spec in list_models()}, "mine": "ready"}

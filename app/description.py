@@ -1,0 +1,65 @@
+"""The YAML file beside a checkpoint, `NAME.yaml` for `NAME.pth`, that says what the checkpoint itself does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models import Card, CheckpointError
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=1)]
+Sides = tuple[Side, Side]
+Triple = tuple[float, float, float]
+
+
+class Description(BaseModel):
+    """Each key may be left out: then it is as the checkpoint has it, or as its layout and data set have it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    title: str | None = None
+    dataset: str | None = None
+    classes: tuple[str, ...] | None = Field(None, min_length=1)
+    palette: tuple[tuple[Byte, Byte, Byte], ...] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    bgr: bool | None = None
+    scale: Sides | None = None
+    mode: Literal["whole", "slide"] | None = None
+    crop: Sides | None = None
+    stride: Sides | None = None
+    align_corners: bool | None = None
+    miou: float | None = None
+    licence: str | None = None
+    source: str | None = None
+
+
+def read_description(checkpoint: Path) -> Card:
+    """What the YAML file beside a checkpoint says: nothing if there is none.
+
+    Raises:
+        CheckpointError: it is no YAML, or has keys or values that we do not know; the message names them
+    """
+    path = checkpoint.with_suffix(".yaml")
+    if not path.is_file():
+        return Card()
+    try:
+        description = Description.model_validate(yaml.safe_load(path.read_bytes()) or {})
+    # Of deeply nested text YAML's parser makes a RecursionError.
+    except (yaml.YAMLError, UnicodeError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: no YAML: {' '.join(str(exc).split())}") from exc
+    except ValidationError as exc:
+        problems = (_sentence(error["loc"], error["msg"]) for error in exc.errors())
+        raise CheckpointError(f"{path}: {'; '.join(problems)}") from exc
+    return Card(**dict(description))
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(str(part) for part in location)
+    if message == "Extra inputs are not permitted":
+        return f"unknown key {name!r}; there are {', '.join(Description.model_fields)}"
+    return f"{name}: {message}" if name else f"not a mapping of keys to values ({message})"

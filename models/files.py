@@ -1,0 +1,97 @@
+"""Files as they are: safetensors, or a torch file's tensors, without ever unpickling code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from models.errors import CheckpointError
+
+# What to run, outside of here, on an old training checkpoint. What it says of itself is kept as plain JSON values.
+RESCUE = (
+    "python -c \"import json, sys, torch; file = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+    "meta = json.loads(json.dumps(file.get('meta', {}), default=str, skipkeys=True)); "
+    "state = file.get('state_dict', file.get('model', file)); "
+    "state = {key: value for key, value in state.items() if torch.is_tensor(value)}; "
+    "torch.save({'state_dict': state, 'meta': meta}, sys.argv[2])\" OLD.pth NEW.pth"
+)
+
+# Where checkpoints keep their state dict, if not at the top.
+WRAPPERS = ("state_dict", "model")
+ZIP, PICKLE = b"PK", b"\x80\x02"  # how torch files begin, since torch 1.6 and before
+
+
+class Content(NamedTuple):
+    """
+    Attributes:
+        metadata: a safetensors file's header
+        meta: what a torch file of mmsegmentation says of itself
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    meta: Mapping[str, object]
+
+
+def read_file(path: Path, *, weights: bool = True) -> Content:
+    """
+    Args:
+        weights: read them; else tensors are on the meta device, with the right shapes
+
+    Raises:
+        CheckpointError: not readable; the message is one sentence that says why
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    return read(path, weights)
+
+
+def _read_safetensors(path: Path, weights: bool) -> Content:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # the file itself cannot be iterated
+            if weights:
+                tensors = {name: file.get_tensor(name) for name in names}
+            else:
+                tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            return Content(tensors, file.metadata() or {}, {})
+    except SafetensorError as exc:
+        raise CheckpointError(f"{path}: not a safetensors file, or a truncated one ({exc})") from exc
+
+
+def _read_torch(path: Path, weights: bool) -> Content:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start not in (ZIP, PICKLE):
+        raise CheckpointError(f"{path}: not a torch checkpoint")
+    try:
+        # Mapped into memory, what no one looks at is not read.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == ZIP and not weights)
+    except UnpicklingError as exc:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, and loading it would run its code; where you trust it, "
+            f"save its state_dict alone: {RESCUE}"
+        ) from exc
+    # A damaged file makes torch's parsers raise almost anything.
+    except Exception as exc:
+        raise CheckpointError(f"{path}: a damaged or truncated torch checkpoint ({type(exc).__name__})") from exc
+    state = content
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and wrapper in state:
+            state = state[wrapper]
+            break
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: holds no state dict")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
+    if not weights:
+        state = {key: torch.empty(tensor.shape, device="meta") for key, tensor in state.items()}
+    meta = content.get("meta")
+    return Content(state, {}, meta if isinstance(meta, dict) else {})

@@ -1,0 +1,92 @@
+"""What a checkpoint of mmsegmentation says of itself: classes, and the configuration that it was trained with.
+
+The configuration is Python text (`meta['config']` in 0.x, `meta['cfg']` in 1.x). It is parsed and never run: of
+assignments of literals and `dict(...)`, all else is passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+
+from models.card import Card, colors, mode, names, pair, triple, truth
+
+Values = Mapping[str, object]
+
+
+def of_meta(meta: Values) -> Card:
+    """What is not of the right form is not said: people write into `meta` what they like."""
+    data_set = _mapping(meta.get("dataset_meta"))
+    config = _assignments(meta.get("config", meta.get("cfg")))
+    model = _mapping(config.get("model"))
+    test = _mapping(model.get("test_cfg", config.get("test_cfg")))
+    norm = _mapping(model.get("data_preprocessor", config.get("img_norm_cfg")))
+    rgb = truth(norm.get("bgr_to_rgb", norm.get("to_rgb")))
+    mean, std = triple(norm.get("mean")), triple(norm.get("std"))
+    if rgb is False:  # then these are in the order of the network's input, blue first
+        mean, std = (values and values[::-1] for values in (mean, std))
+    return Card(
+        classes=names(meta.get("CLASSES", data_set.get("classes"))),
+        palette=colors(meta.get("PALETTE", data_set.get("palette"))),
+        mean=mean,
+        std=std,
+        bgr=None if rgb is None else not rgb,
+        scale=_test_scale(config),
+        mode=mode(test.get("mode")),
+        crop=pair(test.get("crop_size")),
+        stride=pair(test.get("stride")),
+        align_corners=truth(_mapping(model.get("decode_head")).get("align_corners")),
+    )
+
+
+def _assignments(text: object) -> dict[str, object]:
+    """Names that the text gives values, and those that are literals."""
+    try:
+        tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])
+    # Deeply nested text exhausts the parser, which says so in one of several ways.
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    found: dict[str, object] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
+            found[target.id] = _literal(node.value)
+    return found
+
+
+def _literal(node: ast.expr) -> object:
+    """A literal's value, `dict(...)` among them; None of anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(part) for part in node.elts]
+    if isinstance(node, ast.Dict):
+        return {
+            key.value: _literal(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant)
+        }
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    return None
+
+
+def _test_scale(config: Values) -> tuple[int, int] | None:
+    """(long side, short side) to which images are resized for a test, if with their ratio kept."""
+    test = _mapping(_mapping(config.get("data")).get("test"))
+    for step in _steps(test.get("pipeline", config.get("test_pipeline"))):
+        scale = pair(step.get("img_scale", step.get("scale")))
+        if scale is not None and step.get("keep_ratio") is not False:
+            return max(scale), min(scale)
+    return None
+
+
+def _steps(pipeline: object) -> Iterator[Values]:
+    """A pipeline's steps, each before those within it."""
+    for step in pipeline if isinstance(pipeline, list) else []:
+        if isinstance(step, dict):
+            yield step
+            yield from _steps(step.get("transforms"))
+
+
+def _mapping(value: object) -> Values:
+    return value if isinstance(value, dict) else {}

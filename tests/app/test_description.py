@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.description import read_description
+from models import Card, CheckpointError
+
+
+def described(tmp_path: Path, text: str) -> Card:
+    (tmp_path / "mine.yaml").write_text(text)
+    return read_description(tmp_path / "mine.pth")
+
+
+def test_without_a_file_nothing_is_said(tmp_path: Path) -> None:
+    assert read_description(tmp_path / "mine.pth") == Card()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
+def test_an_empty_file_says_nothing(tmp_path: Path, text: str) -> None:
+    assert described(tmp_path, text) == Card()
+
+
+def test_all_that_can_be_said(tmp_path: Path) -> None:
+    text = """
+        title: Fields
+        dataset: fields of ours
+        classes: [soil, crop]
+        palette: [[120, 90, 60], [0, 160, 0]]
+        mean: [123.675, 116.28, 103.53]
+        std: [58.4, 57, 57.4]
+        bgr: true
+        scale: [1024, 768]
+        mode: slide
+        crop: [512, 512]
+        stride: [341, 341]
+        align_corners: false
+        miou: 61.5
+        licence: CC0
+        source: trained on a rainy day
+    """
+    assert described(tmp_path, text) == Card(
+        title="Fields",
+        dataset="fields of ours",
+        classes=("soil", "crop"),
+        palette=((120, 90, 60), (0, 160, 0)),
+        mean=(123.675, 116.28, 103.53),
+        std=(58.4, 57.0, 57.4),
+        bgr=True,
+        scale=(1024, 768),
+        mode="slide",
+        crop=(512, 512),
+        stride=(341, 341),
+        align_corners=False,
+        miou=61.5,
+        licence="CC0",
+        source="trained on a rainy day",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colours: [[1, 2, 3]]", "unknown key 'colours'; there are title, dataset, classes, palette"),
+        ("palette: [[1, 2, 300]]", r"palette\.0\.2: Input should be less than or equal to 255"),
+        ("mode: sideways", "mode: Input should be 'whole' or 'slide'"),
+        ("mean: [1, 2]", r"mean\.2: Field required"),
+        ("std: [.nan, 1, 1]", r"std\.0: Input should be a finite number"),
+        ("scale: [0, 10]", r"scale\.0: Input should be greater than or equal to 1"),
+        ("classes: []", "classes: Tuple should have at least 1 item"),
+        ("classes: [1, 2]", r"classes\.0: Input should be a valid string"),
+        ("- a\n- b", "not a mapping of keys to values"),
+        ("just text", "not a mapping of keys to values"),
+        ("classes: [a, b", "no YAML: while parsing"),
+        ("x: !!python/object/apply:os.system ['true']", "no YAML: could not determine a constructor"),
+        ("[" * 5000, "no YAML"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"mine\.yaml: {message}") as caught:
+        described(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\xfd\x00\x81")
+    with pytest.raises(CheckpointError, match=r"mine\.yaml: no YAML"):
+        read_description(tmp_path / "mine.pth")

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+
+from models.card import NOTHING_SAID, Card
+from models.mmseg_meta import of_meta
+
+# As mmsegmentation 0.x writes it, shortened.
+OLD = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(type='ResNetV1c', depth=50, dilations=(1, 1, 2, 4)),
+    decode_head=dict(type='CCHead', in_channels=2048, recurrence=2, num_classes=2, align_corners=True),
+    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+train_pipeline = [dict(type='Resize', img_scale=(999, 99), ratio_range=(0.5, 2.0))]
+test_pipeline = []
+data = dict(
+    samples_per_gpu=2,
+    train=dict(pipeline=[dict(type='Resize', img_scale=(999, 99))]),
+    test=dict(
+        type='CityscapesDataset',
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(
+                type='MultiScaleFlipAug',
+                img_scale=(2049, 1025),
+                flip=False,
+                transforms=[dict(type='Resize', keep_ratio=True), dict(type='RandomFlip')])
+        ]))
+lr_config = dict(policy='poly', power=0.9, min_lr=1e-4, by_epoch=False)
+"""
+# As 1.x writes it.
+NEW = """
+crop_size = (512, 1024)
+data_preprocessor = dict(mean=[1, 2, 3])
+model = dict(
+    data_preprocessor=dict(bgr_to_rgb=False, mean=[103.5, 116.3, 123.7], std=[1.0, 1.0, 1.0], size=(512, 1024)),
+    decode_head=dict(align_corners=False, norm_cfg=dict(type='SyncBN')),
+    test_cfg=dict(mode='whole'),
+    train_cfg=dict())
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(keep_ratio=True, scale=(1024, 2048), type='Resize'),
+]
+test_dataloader = dict(batch_size=1, dataset=dict(pipeline=[]))
+"""
+# Before test_cfg was moved into the model.
+FIRST = "model = dict(decode_head=dict(align_corners=False))\ntest_cfg = dict(mode='whole')\ntrain_cfg = dict()\n"
+
+
+def test_of_0_x() -> None:
+    meta = {"config": OLD, "CLASSES": ("crop", "weed"), "PALETTE": [[0, 1, 2], [3, 4, 5]], "iter": 7}
+    assert of_meta(meta) == Card(
+        classes=("crop", "weed"),
+        palette=((0, 1, 2), (3, 4, 5)),
+        mean=(123.675, 116.28, 103.53),
+        std=(58.395, 57.12, 57.375),
+        bgr=False,
+        scale=(2049, 1025),
+        mode="slide",
+        crop=(769, 769),
+        stride=(513, 513),
+        align_corners=True,
+    )
+
+
+def test_of_1_x_blue_first() -> None:
+    """Means are in the order of the network's input there, and in RGB with us."""
+    meta = {"cfg": NEW, "dataset_meta": {"classes": ["crop", "weed"], "palette": [[0, 1, 2], [3, 4, 5]]}}
+    assert of_meta(meta) == Card(
+        classes=("crop", "weed"),
+        palette=((0, 1, 2), (3, 4, 5)),
+        mean=(123.7, 116.3, 103.5),
+        std=(1.0, 1.0, 1.0),
+        bgr=True,
+        scale=(2048, 1024),
+        mode="whole",
+        align_corners=False,
+    )
+
+
+def test_of_the_first_versions() -> None:
+    assert of_meta({"config": FIRST}) == Card(mode="whole", align_corners=False)
+
+
+def test_a_resize_that_changes_the_ratio_is_no_scale() -> None:
+    assert of_meta({"cfg": "test_pipeline = [dict(type='Resize', scale=(64, 32), keep_ratio=False)]"}) == NOTHING_SAID
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {},
+        {"config": "model = dict("},
+        {"config": 7, "CLASSES": "road", "PALETTE": "random"},
+        {"config": "x = " + "(" * 1000 + ")" * 1000},
+        {"config": "x = " + "-" * 100_000 + "1"},
+        {"config": "a\x00b = 1"},
+        {"config": "model = dict(**{'decode_head': 1}, test_cfg=[])\nimg_norm_cfg = dict(mean=[1, 2], std='x')"},
+        {"config": "model, test_cfg = 1, 2\ntest_cfg.mode = 'slide'\ndata = {'test': None, **{}}"},
+        {"config": "test_cfg = open('/etc/passwd')", "dataset_meta": {"classes": None, "palette": [[1]]}},
+        {"config": "test_pipeline = [7, dict(type='Resize', scale=(True, 1)), dict(transforms=3)]"},
+    ],
+)
+def test_what_is_not_of_the_right_form_is_not_said(meta: dict[str, object]) -> None:
+    assert of_meta(meta) == NOTHING_SAID
