@@ -1,5 +1,6 @@
 """CCNet: Criss-Cross Attention for Semantic Segmentation (arXiv 1811.11721)."""
 
+import torch
 from torch import Tensor, nn
 
 from models.heads.fcn import FCNHead
@@ -20,8 +21,10 @@ class CrissCrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
+        # One copy here, so that the attention, which reads lines of positions, need not copy all that it is given.
+        x = x.contiguous(memory_format=torch.channels_last)
         query, key = self.query_conv(x), self.key_conv(x)
-        context = criss_cross_attention(query, key, self.value_conv(x))
+        context, _ = criss_cross_attention(query, key, self.value_conv(x))
         return self.gamma(context) + x, query, key
 
 

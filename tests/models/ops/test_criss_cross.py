@@ -4,12 +4,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
-from models.ops.criss_cross import criss_cross_attention, criss_cross_attention_reference
+from models.ops import criss_cross
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 SIZES = [(7, 5), (5, 7), (6, 6), (1, 9), (9, 1), (1, 1), (2, 1), (33, 17)]
+
+
+def criss_cross_attention(*inputs: Tensor) -> Tensor:
+    return criss_cross.criss_cross_attention(*inputs)[0]
+
+
+def criss_cross_attention_reference(*inputs: Tensor) -> Tensor:
+    return criss_cross.criss_cross_attention_reference(*inputs)[0]
 
 
 def random_inputs(height: int, width: int, *, spread: float = 1.0) -> list[Tensor]:
@@ -115,3 +124,92 @@ def test_autocast_does_not_lower_the_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = criss_cross_attention(*inputs)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.fixture(params=[1, 40, 1 << 18], ids="{} affinities at a time".format)
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one line, of some lines, and of all; whatever is not written reads as NaN."""
+    monkeypatch.setattr(criss_cross, "BLOCK_ELEMENTS", request.param)
+    empty = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_blocks_give_what_the_reference_does(
+    height: int, width: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    inputs = [tensor.detach().to(dtype) for tensor in random_inputs(height, width, spread=3.0)]
+    exact = criss_cross.criss_cross_attention_reference(*(tensor.double() for tensor in inputs))
+    got = criss_cross.criss_cross_attention(*(tensor.contiguous(memory_format=layout) for tensor in inputs))
+    for ours, theirs in zip(got, exact, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize(("height", "width"), [(33, 17), (97, 97)])
+def test_blocks_are_as_exact_as_the_reference_in_the_same_type(height: int, width: int) -> None:
+    inputs = [tensor.detach().float() for tensor in random_inputs(height, width, spread=2.0)]
+    exact = criss_cross_attention_reference(*(tensor.double() for tensor in inputs))
+    ours, theirs = criss_cross_attention(*inputs), criss_cross_attention_reference(*inputs)
+    assert (ours.double() - exact).norm() <= 2 * (theirs.double() - exact).norm()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")  # OpenVINO goes through it
+def test_plain_inference_takes_blocks_and_all_else_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    inputs = random_inputs(4, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(criss_cross, "_attend_at_once", refuse)
+        with torch.no_grad():
+            criss_cross_attention(*inputs)
+        criss_cross_attention(*(tensor.detach() for tensor in inputs))
+    monkeypatch.setattr(criss_cross, "_attend_by_blocks", refuse)
+    assert criss_cross_attention(*inputs).requires_grad
+    criss_cross_attention(*(tensor.detach().bfloat16() for tensor in inputs))
+    torch.jit.trace(criss_cross_attention, [tensor.detach() for tensor in inputs], check_trace=False)
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_any_row_of_the_attention_follows_from_the_logsumexp(
+    learning: bool, criss_cross_map: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    query, key, value = random_inputs(6, 9)
+    with torch.set_grad_enabled(learning):
+        _, logsumexp = criss_cross.criss_cross_attention(query, key, value)
+    _, expected = criss_cross.criss_cross_attention_reference(query, key, value)
+    torch.testing.assert_close(logsumexp.detach(), expected.detach())
+    row, column = 4, 2
+    along_row = (query[1, :, row, column] @ key[1, :, row] - logsumexp[1, row, column]).exp()
+    attention = criss_cross_map(query, key)[1].unflatten(0, (6, 9)).unflatten(2, (6, 9))
+    torch.testing.assert_close(along_row, attention[row, column, row])
+
+
+class Attending(nn.Module):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return criss_cross_attention(query, key, value)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("how", ["export", "trace"])
+def test_exported_once_it_is_right_at_any_size(how: str) -> None:
+    inputs = tuple(tensor.detach().float() for tensor in random_inputs(7, 5))
+    if how == "export":
+        sizes = {0: Dim.AUTO, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+        exported = torch.export.export(
+            Attending(), inputs, dynamic_shapes=dict.fromkeys(("query", "key", "value"), sizes)
+        )
+        assert "diagonal" not in str(exported.graph)  # which ONNX and OpenVINO cannot write to
+        attend = exported.module()
+    else:
+        attend = torch.jit.trace(Attending(), inputs)
+        assert "diagonal" not in str(attend.graph)
+    for height, width in ((7, 5), (12, 9), (2, 3)):
+        inputs = tuple(tensor.detach().float() for tensor in random_inputs(height, width))
+        torch.testing.assert_close(attend(*inputs), criss_cross_attention_reference(*inputs))
