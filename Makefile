@@ -37,6 +37,7 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m benchmarks.tail
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.instrumentation
 	$(BIN)/python -m benchmarks.eventloop

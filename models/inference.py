@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.segmentor import Segmentor
 from models.transforms import Preprocessing, normalize, resize
-from models.windows import WHOLE, Inference, View, list_views, merge_views, merge_windows
+from models.windows import WHOLE, Inference, View, list_views, merge_views
 
 
 @torch.inference_mode()
@@ -29,10 +29,9 @@ def segment_image(
     return ids.cpu(), confidence.cpu()
 
 
-def _view_logits(segmentor: Segmentor, image: Tensor, view: View, preprocessing: Preprocessing) -> Tensor:
+def _view_logits(segmentor: Segmentor, image: Tensor, view: View, preprocessing: Preprocessing) -> list[Tensor]:
     device = next(segmentor.parameters()).device
     pixels = resize(image, view.size, antialias=preprocessing.antialias)
     pixels = (pixels.flip(1) if view.flipped else pixels).to(device)
     # One window at a time, so that a large image needs no more memory than one of them.
-    logits = [segmentor(normalize(window.cut(pixels).unsqueeze(0), preprocessing)).logits[0] for window in view.windows]
-    return merge_windows(logits, view, align_corners=segmentor.align_corners)
+    return [segmentor(normalize(window.cut(pixels).unsqueeze(0), preprocessing)).logits[0] for window in view.windows]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.upsample import Size, upsample_argmax
+from models.ops.upsample import Axis, Patch, Size, decide, resize_axis
 from models.transforms import Preprocessing
 
 Mode = Literal["whole", "slide"]
+Span = tuple[int, int]  # along one axis, the end past it
 
 
 @dataclass(frozen=True)
@@ -104,66 +104,67 @@ def list_windows(size: Size, inference: Inference) -> tuple[Window, ...]:
     return tuple(Window(top, left, bottom, right) for top, bottom in rows for left, right in columns)
 
 
-def merge_windows(logits: Sequence[Tensor], view: View, *, align_corners: bool) -> Tensor:
-    """Logits of a view's windows as one map.
-
-    Args:
-        logits: of each window, [K, h, w] at the resolution that the network gave them
-        align_corners: how they are resized, fixed when the model was trained
-
-    Returns:
-        [K, h, w] as the network gave it for a view of one window, else [K, H, W] at the view's size, float32:
-        the mean of the windows over each pixel
-    """
-    if len(view.windows) == 1:
-        return logits[0]
-    total = logits[0].new_zeros(logits[0].shape[0], *view.size, dtype=torch.float32)
-    count = torch.zeros(view.size, device=total.device)
-    for part, window in zip(logits, view.windows, strict=True):
-        window.cut(total.permute(1, 2, 0)).permute(2, 0, 1).add_(_resize(part, window.size, align_corners))
-        window.cut(count).add_(1)
-    return total.div_(count)
-
-
 def merge_views(
-    logits: Sequence[Tensor], views: Sequence[View], original: Size, *, align_corners: bool
+    logits: Sequence[Sequence[Tensor]], views: Sequence[View], original: Size, *, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    """The mask of an image from the logits of its views.
+    """The mask of an image from the logits of its views' windows.
 
     Logits are resized to the view's size and from there to the image's, as mmsegmentation does: the two together
     are not one resize. Of several views the softmaxes are averaged, not the logits.
 
     Args:
-        logits: of each view, as `merge_windows` gives them
+        logits: of each window of each view, [K, h, w] at the resolution that the network gave them
+        align_corners: how they are resized, fixed when the model was trained
 
     Returns:
         class ids [H, W] uint8, and the probability of each as uint8, 255 standing for 1
     """
-    if len(views) == 1:
-        return upsample_argmax(logits[0], views[0].size, original, align_corners=align_corners)
-    total = view_probabilities(logits[0], views[0], original, align_corners=align_corners)
-    for part, view in zip(logits[1:], views[1:], strict=True):
-        total += view_probabilities(part, view, original, align_corners=align_corners)
-    highest, ids = total.max(0)
-    return ids.to(torch.uint8), highest.mul_(255 / len(views)).round_().to(torch.uint8)
+    return decide(
+        [
+            place_windows(parts, view, original, align_corners=align_corners)
+            for parts, view in zip(logits, views, strict=True)
+        ]
+    )
 
 
-def view_probabilities(logits: Tensor, view: View, original: Size, *, align_corners: bool) -> Tensor:
-    """Softmax [K, H, W] at the image's size of one view's logits, mirrored back."""
-    logits = _resize(logits, view.size, align_corners)
-    if view.flipped:
-        logits = logits.flip(2)
-    return _resize(logits, original, align_corners).softmax(0)
+def place_windows(logits: Sequence[Tensor], view: View, original: Size, *, align_corners: bool) -> list[Patch]:
+    """Where the windows of a view lie in the image, and with what weight: where they overlap, their mean counts."""
+    device, (height, width) = logits[0].device, logits[0].shape[1:]
+    rows = _place(
+        [(window.top, window.bottom) for window in view.windows], height, view.size[0], original[0], align_corners
+    )
+    columns = _place(
+        [(window.left, window.right) for window in view.windows],
+        *(width, view.size[1], original[1], align_corners),
+        flipped=view.flipped,
+    )
+    rows, columns = ({span: axis.to(device) for span, axis in axes.items()} for axes in (rows, columns))
+    return [
+        Patch(part, rows[window.top, window.bottom], columns[window.left, window.right])
+        for part, window in zip(logits, view.windows, strict=True)
+    ]
 
 
-def _spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+def _place(
+    spans: Sequence[Span], old: int, between: int, new: int, align_corners: bool, *, flipped: bool = False
+) -> dict[Span, Axis]:
+    """Along one axis, by span of a view `between` long: how its `old` cells become part of `new` pixels.
+
+    The windows are a grid, so how many of them cover a pixel is so many rows of them times so many columns.
+    """
+    count = torch.zeros(between, 1)
+    for start, end in set(spans):
+        count[start:end] += 1
+    axes = {}
+    for start, end in set(spans):
+        placed = torch.zeros(between, old)
+        placed[start:end] = resize_axis(torch.eye(old), end - start, align_corners=align_corners)
+        placed /= count
+        axes[start, end] = Axis.of(resize_axis(placed.flip(0) if flipped else placed, new, align_corners=align_corners))
+    return axes
+
+
+def _spans(length: int, crop: int, stride: int) -> list[Span]:
     count = max(length - crop + stride - 1, 0) // stride + 1
     ends = (min(index * stride + crop, length) for index in range(count))
     return [(max(end - crop, 0), end) for end in ends]
-
-
-def _resize(logits: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """[K, h, w] to [K, *size], in float32."""
-    if tuple(logits.shape[1:]) == size:
-        return logits.float()
-    return F.interpolate(logits.float()[None], size, mode="bilinear", align_corners=align_corners)[0]

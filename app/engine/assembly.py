@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from models import Trace
 from models.ops.upsample import Size
-from models.windows import View, merge_views, merge_windows
+from models.windows import View, merge_views
 
 
 @dataclass(eq=False)
@@ -40,8 +39,5 @@ class Assembly:
     def merge(self, *, align_corners: bool) -> tuple[Tensor, Tensor]:
         """Class ids and confidence [H, W] uint8, once all passes are there."""
         parts = iter([self._logits[part] for part in sorted(self._logits)])
-        views = [self._view(view, parts, align_corners) for view in self.views]
+        views = [list(islice(parts, len(view.windows))) for view in self.views]
         return merge_views(views, self.views, self.original, align_corners=align_corners)
-
-    def _view(self, view: View, parts: Iterator[Tensor], align_corners: bool) -> Tensor:
-        return merge_windows(list(islice(parts, len(view.windows))), view, align_corners=align_corners)

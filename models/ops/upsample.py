@@ -1,8 +1,18 @@
 """Bilinear upsampling of logits and the argmax over classes, as one operation: the tail of every forward pass.
 
 mmsegmentation resizes twice, from the head's grid to the network's input and from there to the
-original image; so do we, because the two together are not one resize.
+original image; so do we, because the two together are not one resize. But both are linear, and along
+each axis alone, so that together they are one matrix an axis: the map is `rows @ logits @ columns.T`.
+That holds too for windows that are averaged and for a mirror image, which are matrices like any other.
+No map of the image's size is ever held: rows are made, decided and forgotten a block at a time.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +20,56 @@ from torch import Tensor
 
 Size = tuple[int, int]  # height, width
 
-# Rows times columns times classes resized at a time: 16 MiB of float32.
-BLOCK_ELEMENTS = 1 << 22
+# Elements of a block that is decided at once: on a CPU it stays in the cache, on CUDA it fills the device.
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
+# Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
+CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis of a part becomes that of the whole.
+
+    Attributes:
+        matrix: [new, old] float32, zero off a band
+        start, end: per new position, the old ones that it is made of; none where both are 0
+    """
+
+    matrix: Tensor
+    start: list[int]
+    end: list[int]
+
+    @staticmethod
+    def of(matrix: Tensor) -> Axis:
+        used = matrix != 0
+        index = torch.arange(1, matrix.shape[1] + 1)
+        end = (used * index).amax(1)
+        start = torch.where(used, index - 1, matrix.shape[1]).amin(1).minimum(end)
+        return Axis(matrix, start.tolist(), end.tolist())
+
+    def to(self, device: torch.device) -> Axis:
+        return replace(self, matrix=self.matrix.to(device))
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """Of the new positions from `first` to before `last`: the old ones they are made of; (0, 0) for none."""
+        spans = [span for span in zip(self.start[first:last], self.end[first:last], strict=True) if span != (0, 0)]
+        return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else (0, 0)
+
+
+class Patch(NamedTuple):
+    """What one pass gives to the whole map: `rows @ logits @ columns.T`."""
+
+    logits: Tensor  # [K, h, w]
+    rows: Axis  # h to the height of the whole
+    columns: Axis  # w to its width
+
+
+def resize_axis(signal: Tensor, length: int, *, align_corners: bool) -> Tensor:
+    """Resize the first axis of a matrix [old, n] linearly: [length, n]."""
+    if signal.shape[0] == length:
+        return signal
+    return F.interpolate(signal.T[None], length, mode="linear", align_corners=align_corners)[0].T
 
 
 def upsample_argmax_reference(
@@ -25,7 +83,7 @@ def upsample_argmax_reference(
 
 
 def upsample_argmax(logits: Tensor, input_size: Size, original: Size, *, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Class ids and their softmax probability at the original size, in blocks of rows.
+    """Class ids and their softmax probability at the original size.
 
     Args:
         logits: [K, h, w], K at most 255
@@ -35,31 +93,99 @@ def upsample_argmax(logits: Tensor, input_size: Size, original: Size, *, align_c
     Returns:
         class ids [H, W] uint8, and the probability of each [H, W] uint8, 255 standing for 1
     """
-    resized = F.interpolate(logits.float().unsqueeze(0), input_size, mode="bilinear", align_corners=align_corners)[0]
-    height, width = original
-    rows = max(1, BLOCK_ELEMENTS // (width * logits.shape[0]))
-    ids = torch.empty(original, dtype=torch.uint8, device=logits.device)
+    height, width = (
+        _twice(*lengths, align_corners, logits.device)
+        for lengths in zip(logits.shape[1:], input_size, original, strict=True)
+    )
+    return decide([[Patch(logits, height, width)]])
+
+
+@lru_cache(maxsize=8)  # making both takes as long as a tenth of the rest, and the next image is mostly of the same size
+def _twice(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
+    matrix = torch.eye(old)
+    for length in (between, new):
+        matrix = resize_axis(matrix, length, align_corners=align_corners)
+    return Axis.of(matrix).to(device)
+
+
+def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
+    """Class ids and their probability from one or more views of an image, each the sum of its patches.
+
+    Of several views the softmaxes are averaged, not the logits.
+
+    Returns:
+        as `upsample_argmax`
+    """
+    logits, rows, columns = views[0][0]
+    height, width, classes = len(rows.start), len(columns.start), logits.shape[0]
+    ids = torch.empty(height, width, dtype=torch.uint8, device=logits.device)
     confidence = torch.empty_like(ids)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        block = _resized_rows(resized, original, top, bottom, align_corners=align_corners)
-        highest, winner = block.max(0)
-        ids[top:bottom] = winner
-        confidence[top:bottom] = (255 / (block - highest).exp_().sum(0)).round_()
+    # The best class is the one with the largest of these among those that reach the maximum: the first.
+    rank = torch.arange(classes - 1, -1, -1, dtype=torch.uint8, device=logits.device)[:, None, None]
+    wide = sum(patch.logits[..., 0].numel() for view in views for patch in view) * width
+    block = max(MIN_ROWS, BLOCK_ELEMENTS[logits.device.type] // (width * classes))
+    for above, below in _ranges(0, height, max(block, CHUNK_ELEMENTS * height // wide)):
+        widened = [[_widen(patch, above, below) for patch in view] for view in views]
+        for top, bottom in _ranges(above, below, block):
+            scores = _scores([_rows(view, top, bottom) for view in widened])
+            highest = scores.amax(0)
+            ids[top:bottom] = classes - 1 - ((scores == highest) * rank).amax(0)
+            if len(views) == 1:
+                highest = 1 / scores.sub_(highest).exp_().sum(0)
+            confidence[top:bottom] = highest.mul_(255).round_()
     return ids, confidence
 
 
-def _resized_rows(x: Tensor, size: Size, top: int, bottom: int, *, align_corners: bool) -> Tensor:
-    """Rows `top` to `bottom` of x [K, h, w] resized to `size`: [K, bottom - top, W]."""
-    if tuple(x.shape[1:]) == size:
-        return x[:, top:bottom]
-    position = torch.arange(top, bottom, device=x.device, dtype=torch.float32)
-    if align_corners:
-        position = position * ((x.shape[1] - 1) / max(1, size[0] - 1))
-    else:
-        position = ((position + 0.5) * (x.shape[1] / size[0]) - 0.5).clamp_(min=0)
-    above = position.long()
-    below = (above + 1).clamp_(max=x.shape[1] - 1)
-    rows = torch.lerp(x[:, above], x[:, below], (position - above).unsqueeze(-1))
-    # Resizing only the width: a height that stays as it is keeps its rows exactly.
-    return F.interpolate(rows.unsqueeze(0), (bottom - top, size[1]), mode="bilinear", align_corners=align_corners)[0]
+def spread(patches: Sequence[Patch]) -> Tensor:
+    """The whole map [K, H, W] in float32: what `decide` decides, for those who want to see it."""
+    height = len(patches[0].rows.start)
+    return _rows([_widen(patch, 0, height) for patch in patches], 0, height)
+
+
+class _Widened(NamedTuple):
+    """Some rows of a patch, resized along their width alone."""
+
+    values: Tensor  # [K, rows, right - left]
+    first: int  # the first of these rows, counted in the patch
+    rows: Axis
+    left: int  # where the patch begins in the whole's width
+    width: int  # of the whole
+
+
+def _widen(patch: Patch, top: int, bottom: int) -> _Widened:
+    """What rows `top` to `bottom` of the whole are made of."""
+    first, last = patch.rows.reach(top, bottom)
+    covered = [column for column, end in enumerate(patch.columns.end) if end]
+    left, right = covered[0], covered[-1] + 1
+    columns = patch.columns.matrix[left:right]
+    return _Widened(patch.logits[:, first:last].float() @ columns.T, first, patch.rows, left, len(patch.columns.end))
+
+
+def _rows(patches: Sequence[_Widened], top: int, bottom: int) -> Tensor:
+    """Rows `top` to `bottom` of the whole map: [K, bottom - top, W]."""
+    if len(patches) == 1:
+        return _high(patches[0], top, bottom)
+    values = patches[0].values
+    total = values.new_zeros(values.shape[0], bottom - top, patches[0].width)
+    for patch in patches:
+        total[:, :, patch.left : patch.left + patch.values.shape[2]] += _high(patch, top, bottom)
+    return total
+
+
+def _high(patch: _Widened, top: int, bottom: int) -> Tensor:
+    first, last = patch.rows.reach(top, bottom)
+    return patch.rows.matrix[top:bottom, first:last] @ patch.values[:, first - patch.first : last - patch.first]
+
+
+def _scores(views: list[Tensor]) -> Tensor:
+    """Logits of a single view, the mean softmax of several."""
+    if len(views) == 1:
+        return views[0]
+    total = views[0].softmax(0)
+    for view in views[1:]:
+        total += view.softmax(0)
+    return total.div_(len(views))
+
+
+def _ranges(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + step, stop)) for first in range(start, stop, step))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from models.checkpoint import load_segmentor
 from models.folding import fold_batch_norm
-from models.ops.upsample import upsample_argmax
+from models.ops.upsample import spread, upsample_argmax
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
-from models.windows import Inference, View, Window, list_windows, merge_views, merge_windows, view_probabilities
+from models.windows import Inference, View, Window, list_windows, merge_views, place_windows
 from tests.models.reference import logits_of
 
 
@@ -83,22 +83,22 @@ def every_fourth(probabilities: Tensor) -> Tensor:
     return probabilities[..., ::4, ::4]
 
 
-def run_view(segmentor: Segmentor, image: Tensor, view: View) -> Tensor:
-    """Logits of a view of a normalised image [3, H, W] of the view's size."""
+def run_view(segmentor: Segmentor, image: Tensor, view: View) -> list[Tensor]:
+    """Logits of each window of a view of a normalised image [3, H, W] of the view's size."""
     image = image.flip(2) if view.flipped else image
     with torch.no_grad():
-        logits = [
+        return [
             segmentor(window.cut(image.permute(1, 2, 0)).permute(2, 0, 1)[None]).logits[0] for window in view.windows
         ]
-    return merge_windows(logits, view, align_corners=segmentor.align_corners)
 
 
 def test_sliding_windows_are_mmsegmentations(case: Case) -> None:
     inference = Inference(mode="slide", crop=(128, 160), stride=(85, 107))
     view = View((256, 320), False, list_windows((256, 320), inference))
-    merged = run_view(case.segmentor, case.recorded["x_even"][0], view)
+    logits = run_view(case.segmentor, case.recorded["x_even"][0], view)
+    merged = spread(place_windows(logits, view, view.size, align_corners=False))
     assert_parity(every_fourth(merged)[None], case.recorded["slide_even_s4"])
-    ids, _ = merge_views([merged], [view], view.size, align_corners=False)
+    ids, _ = merge_views([logits], [view], view.size, align_corners=False)
     assert (ids != case.recorded["labels_slide_even"][0]).float().mean() <= 1e-3
 
 
@@ -111,7 +111,8 @@ def test_scales_and_flip_are_mmsegmentations(case: Case) -> None:
         for flipped in (False, True):
             view = View(size, flipped, (Window(0, 0, *size),))
             logits = run_view(case.segmentor, scaled, view)
-            probabilities.append(view_probabilities(logits, view, (256, 320), align_corners=False))
+            patches = place_windows(logits, view, (256, 320), align_corners=False)
+            probabilities.append(spread(patches).softmax(0))
     mean = torch.stack(probabilities).mean(0)
     assert_parity(every_fourth(mean)[None], case.recorded["msflip_probs_even_s4"])
 

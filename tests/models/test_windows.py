@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from models.ops.upsample import Size, upsample_argmax
+from models.ops import upsample
+from models.ops.upsample import Size, spread, upsample_argmax
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from models.windows import Inference, View, Window, list_views, list_windows, merge_views, merge_windows
+from models.windows import Inference, View, Window, list_views, list_windows, merge_views, place_windows
 
 SLIDE = Inference(mode="slide", crop=(8, 10), stride=(5, 7))
 
@@ -67,7 +70,7 @@ def test_views_are_scale_by_scale_with_the_mirror_image_second() -> None:
 def test_overlapping_windows_are_averaged(align_corners: bool) -> None:
     view = View((13, 17), False, list_windows((13, 17), SLIDE))
     parts = [torch.randn(3, 2, 2) for _ in view.windows]
-    merged = merge_windows(parts, view, align_corners=align_corners)
+    merged = spread(place_windows(parts, view, view.size, align_corners=align_corners))
     resized = [F.interpolate(part[None], (8, 10), mode="bilinear", align_corners=align_corners)[0] for part in parts]
     for row in range(13):
         for column in range(17):
@@ -79,18 +82,44 @@ def test_overlapping_windows_are_averaged(align_corners: bool) -> None:
             torch.testing.assert_close(merged[:, row, column], torch.stack(seen).mean(0))
 
 
-def test_one_window_is_left_as_the_network_gave_it() -> None:
-    logits = torch.randn(3, 4, 5)
-    assert (
-        merge_windows([logits], View((32, 40), False, list_windows((32, 40), Inference())), align_corners=False)
-        is logits
-    )
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("original", [(13, 17), (9, 30), (31, 8)])
+def test_windows_are_averaged_mirrored_back_and_then_resized(
+    original: Size, flipped: bool, align_corners: bool
+) -> None:
+    view = View((13, 17), flipped, list_windows((13, 17), SLIDE))
+    parts = [torch.randn(3, 4, 5) for _ in view.windows]
+    whole = spread(place_windows(parts, replace(view, flipped=False), view.size, align_corners=align_corners))
+    whole = whole.flip(2) if flipped else whole
+    resized = F.interpolate(whole[None], original, mode="bilinear", align_corners=align_corners)[0]
+    got = spread(place_windows(parts, view, original, align_corners=align_corners))
+    torch.testing.assert_close(got, resized, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_several_views_are_decided_as_their_whole_maps_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks; sums of products of one block's size round apart from another's, so few ids may differ."""
+    views = [View((13, 17), flipped, list_windows((13, 17), SLIDE)) for flipped in (False, True)]
+    parts = [[3 * torch.randn(4, 4, 5) for _ in view.windows] for view in views]
+    maps = [
+        spread(place_windows(part, view, (19, 23), align_corners=False))
+        for part, view in zip(parts, views, strict=True)
+    ]
+    mean = torch.stack([one.softmax(0) for one in maps]).mean(0)
+    for elements in (1, 300, 1 << 20):
+        monkeypatch.setitem(upsample.BLOCK_ELEMENTS, "cpu", elements)
+        monkeypatch.setattr(upsample, "MIN_ROWS", 1)
+        monkeypatch.setattr(upsample, "CHUNK_ELEMENTS", 4 * elements)
+        ids, confidence = merge_views(parts, views, (19, 23), align_corners=False)
+        best, second = mean.topk(2, dim=0).values
+        assert ((best - second)[ids != mean.argmax(0)] < 1e-5).all()
+        torch.testing.assert_close(confidence.float() / 255, best, atol=0.5 / 255 + 1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_one_view_is_resized_twice_and_then_decided(align_corners: bool) -> None:
     logits, view = torch.randn(5, 4, 5), View((32, 40), False, (Window(0, 0, 32, 40),))
-    ids, confidence = merge_views([logits], [view], (50, 61), align_corners=align_corners)
+    ids, confidence = merge_views([[logits]], [view], (50, 61), align_corners=align_corners)
     expected = upsample_argmax(logits, (32, 40), (50, 61), align_corners=align_corners)
     assert torch.equal(ids, expected[0])
     assert torch.equal(confidence, expected[1])
@@ -99,7 +128,7 @@ def test_one_view_is_resized_twice_and_then_decided(align_corners: bool) -> None
 def test_several_views_are_mirrored_back_and_their_softmaxes_averaged() -> None:
     views = [View((8, 10), flipped, (Window(0, 0, 8, 10),)) for flipped in (False, True)]
     plain, mirrored = torch.randn(5, 8, 10), torch.randn(5, 8, 10)
-    ids, confidence = merge_views([plain, mirrored], views, (8, 10), align_corners=False)
+    ids, confidence = merge_views([[plain], [mirrored]], views, (8, 10), align_corners=False)
     mean = (plain.softmax(0) + mirrored.flip(2).softmax(0)) / 2
     assert torch.equal(ids, mean.argmax(0).to(torch.uint8))
     torch.testing.assert_close(confidence.float() / 255, mean.max(0).values, atol=0.5 / 255 + 1e-6, rtol=0)

@@ -43,7 +43,9 @@ def test_blockwise_matches_reference(
     block_elements: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upsample, "BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setitem(upsample.BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setattr(upsample, "MIN_ROWS", 1)
+    monkeypatch.setattr(upsample, "CHUNK_ELEMENTS", 4 * block_elements)
     logits = 3 * torch.randn(5, *grid)
     ids, confidence = upsample_argmax(logits, input_size, original, align_corners=align_corners)
     wanted_ids, wanted_confidence = upsample_argmax_reference(logits, input_size, original, align_corners=align_corners)
@@ -91,3 +93,11 @@ def test_half_precision_logits_are_resized_in_float32(dtype: torch.dtype) -> Non
     wanted_ids, wanted_confidence = upsample_argmax(logits.float(), (45, 60), (90, 121), align_corners=False)
     assert torch.equal(ids, wanted_ids)
     assert torch.equal(confidence, wanted_confidence)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_whatever_the_network_gave_every_id_is_a_class(value: float) -> None:
+    logits = torch.zeros(5, 4, 6)
+    logits[2, 1, 3] = value
+    ids, _ = upsample_argmax(logits, (16, 24), (20, 31), align_corners=False)
+    assert ids.max() < 5
