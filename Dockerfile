@@ -9,12 +9,15 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM scratch AS wheels
 
 # Only the dependencies' own text comes out of here: another line of pyproject.toml does not install them again.
+# EXTRAS are names of optional ones, as in `--build-arg EXTRAS=otel`.
 FROM ${BASE_IMAGE} AS requirements
+ARG EXTRAS=
 WORKDIR /build
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; \
+RUN python -c 'import sys, tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], sep="\n")' > requirements.txt
+extras = [line for name in sys.argv[1:] for line in project["optional-dependencies"][name]]; \
+print(*project["dependencies"], *extras, sep="\n")' ${EXTRAS} > requirements.txt
 
 FROM ${BASE_IMAGE} AS environment
 ARG PIP_EXTRA_INDEX_URL=
@@ -56,7 +59,7 @@ EXPOSE 8000
 # As soon as it takes requests; models load in seconds on an idle machine.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-# The server drains at SIGTERM, for SEGLENS_DRAIN_TIMEOUT and five seconds more: stop it with a grace of 35 s.
+# The server drains at SIGTERM, for SEGLENS_DRAIN_TIMEOUT and seven seconds more: stop it with a grace of 35 s.
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "app", "serve"]
 # Last, since they change with each commit.

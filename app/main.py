@@ -30,6 +30,7 @@ from app.engine.worker import Worker
 from app.metrics import Metrics
 from app.results import ResultStore
 from app.settings import Settings
+from app.traces import Spans, open_spans
 from models import ModelSpec, list_models
 
 SWEEP_INTERVAL = 5.0  # seconds
@@ -51,6 +52,8 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        # FastAPI's own spans tell paths and queries, whose ids open results; app/traces.py writes ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
     patch_fastapi(app, redirect_from_root_to_docs=False)
@@ -82,7 +85,8 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         app.include_router(routes.router)
     app.mount("/web", StaticFiles(directory=page.WEB))
     errors.install(app)
-    app.add_middleware(RequestMiddleware, metrics=series)
+    app.state.spans = open_spans(os.environ)
+    app.add_middleware(RequestMiddleware, metrics=series, spans=app.state.spans)
     return app
 
 
@@ -103,6 +107,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweeper.cancel()
     await services.engine.stop(services.settings.drain_timeout)
     services.codecs.shutdown(wait=False, cancel_futures=True)
+    spans: Spans | None = app.state.spans
+    if spans is not None:
+        await asyncio.to_thread(spans.close)
 
 
 async def _sweep(results: ResultStore[Record]) -> None:

@@ -18,16 +18,18 @@ class Timings:
     """Seconds by stage of the request, and by module of the network for its batch's forward pass.
 
     Attributes:
+        began: when a stage began that the host timed, by `time.perf_counter`
         batch_size: images in that pass; of several passes, in the largest
     """
 
     stages: dict[str, float] = field(default_factory=dict)
     modules: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
+    began: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.began[name] = time.perf_counter()
         try:
             yield
         finally:

@@ -1,8 +1,8 @@
-"""What it costs to time each module and to count each request, against the work that is measured.
+"""What it costs to time each module, and to count and trace each request, against the work that is measured.
 
 `python -m benchmarks.instrumentation [--rounds N]` prints a table and writes benchmarks/results/instrumentation.json.
 On a shared machine the difference of two whole passes drowns in noise. So the hooks are also timed by themselves, on
-the same modules with their work taken out, and so are the metrics of one request.
+the same modules with their work taken out, and so are the metrics and the spans of one request.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from torch import Tensor, nn
 
 from app.engine.timing import ModuleTimer
 from app.metrics import Metrics
 from app.timings import Timings
+from app.traces import Answered, Spans
 from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 
@@ -92,6 +95,16 @@ def metrics_alone(segmentor: Segmentor, times: int = 2000) -> float:
     return repeat(count, times)
 
 
+def spans_alone(segmentor: Segmentor, times: int = 2000) -> float:
+    """CPU seconds of a request's spans, but for sending them, which another thread does."""
+    spans = Spans(BatchSpanProcessor(InMemorySpanExporter()))
+    modules = {name: 0.01 for names in segmentor.timed_modules().values() for name in names}
+    timings = Timings(dict.fromkeys(STAGES, 0.01), modules)
+    noted = {"request_id": "0" * 32, "model": MODEL, "passes": 1, "batch_size": 1}
+    now = time.perf_counter()
+    return repeat(lambda: spans.write(Answered("POST", "/segment", 200, {}, now - 1, now, timings, noted)), times)
+
+
 def passes(segmentor: Segmentor, rounds: int) -> tuple[float, float]:
     """Median CPU seconds of a pass without and with the module timer, taking turns."""
     timed = copy.deepcopy(segmentor)
@@ -119,6 +132,7 @@ def main() -> None:
         "pass with it": with_timer,
         "its hooks alone": hooks,
         "metrics of one request": metrics,
+        "spans of one request": spans_alone(segmentor),
     }
     print(f"{MODEL} at {SIZE[1]}x{SIZE[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads, CPU time\n")
     for name, seconds in rows.items():

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "app.timings": set(),
     "app.colormaps": set(),
     "app.logs": set(),
+    "app.traces": {"app.timings"},
     "app.metrics": {"app.errors", "app.timings"},
     "app.imaging": {"app.errors"},
     "app.results": {"app.errors"},
@@ -74,6 +75,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "app.imaging": {"torch", "asyncio", *WEB},
     "app.results": {"torch", "asyncio", *WEB},
     "app.logs": {"torch", "asyncio", *WEB},
+    "app.traces": {"torch", "asyncio", *WEB},
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""What every request passes through: an id, a log line, the HTTP metrics, and a last resort for errors.
+"""What every request passes through: an id, a log line, the HTTP metrics, spans, and a last resort for errors.
 
 Plain ASGI: Starlette's BaseHTTPMiddleware hides from an endpoint that its client has left.
 """
@@ -16,16 +16,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import METHODS, problem_response
 from app.logs import fields
 from app.metrics import Metrics
+from app.timings import Timings
+from app.traces import Answered, Spans, trace_context
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked every few seconds by machines, they would be most of all traces and say nothing.
+UNTRACED = ("/livez", "/readyz", "/health", "/metrics")
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
+        """
+        Args:
+            spans: None if no spans are written
+        """
         self.app = app
         self.metrics = metrics
+        self.spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,15 +63,35 @@ class RequestMiddleware:
             response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
             await response(scope, receive, send_with_id)
         finally:
-            self._note(scope, status, request_id, time.perf_counter() - started)
+            self._note(scope, status, request_id, started)
 
-    def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, request_id: str, started: float) -> None:
+        ended = time.perf_counter()
+        headers, state = Headers(scope=scope), scope["state"]
         # A template, never the path itself: ids in labels would make a series a request.
         route = getattr(scope.get("route"), "path", "unmatched")
         # So would a method, which a client makes up as it likes.
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self.metrics.http_request(method, route, status, seconds)
+        self.metrics.http_request(method, route, status, ended - started)
+        timings: Timings = state.get("timings") or Timings()
+        noted = {"request_id": request_id, **state.get("noted", {}), "batch_size": timings.batch_size or None}
+        noted = {name: value for name, value in noted.items() if value is not None}
+        context = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
+        trace = self._trace(Answered(method, route, status, context, started, ended, timings, noted))
         # The path is the client's own text, and its ids open results: neither belongs in a log.
-        about = {"method": method, "route": route, "status": status, "duration_ms": round(seconds * 1000, 1)}
-        extra = fields(request_id=request_id, **about, **scope["state"].get("noted", {}))
-        log.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1000, extra=extra)
+        milliseconds = (ended - started) * 1000
+        about = {"method": method, "route": route, "status": status, "duration_ms": round(milliseconds, 1)}
+        about |= {"trace_id": trace} if trace else {}
+        about |= {"timings_ms": timings.milliseconds()} if timings.stages else {}
+        extra = fields(**noted, **about)
+        log.info("%s %s %s %d %.1f ms", request_id, method, route, status, milliseconds, extra=extra)
+
+    def _trace(self, request: Answered) -> str | None:
+        """The request's spans, if any are written.
+
+        Returns:
+            the id of its trace, whoever began it
+        """
+        if self.spans is None or request.route in UNTRACED:
+            return request.trace_id
+        return self.spans.write(request)

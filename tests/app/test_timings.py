@@ -17,6 +17,7 @@ def test_a_stage_takes_the_time_it_takes() -> None:
         sum(range(10_000))
     elapsed = time.perf_counter() - started
     assert 0 < timings.stages["inner"] <= timings.stages["outer"] <= elapsed
+    assert started <= timings.began["outer"] <= timings.began["inner"] <= started + elapsed
 
 
 def test_a_stage_that_raises_is_noted_too() -> None:

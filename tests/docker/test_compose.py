@@ -15,6 +15,7 @@ import yaml
 
 from app.server import SENDING_TIMEOUT
 from app.settings import Settings
+from app.traces import FLUSHING_TIMEOUT
 from tests.docker.prometheus import CONFIG, ROOT
 
 BIN = Path(sys.executable).parent
@@ -81,7 +82,7 @@ def test_the_grace_fits_the_drain() -> None:
     grace = int(SERVICES["api"]["stop_grace_period"].removesuffix("s"))
     drain = int(re.fullmatch(r".*:-(\d+)\}", SERVICES["api"]["environment"]["SEGLENS_DRAIN_TIMEOUT"])[1])  # type: ignore[index]
     assert drain == Settings().drain_timeout
-    assert grace > drain + SENDING_TIMEOUT
+    assert grace > drain + SENDING_TIMEOUT + FLUSHING_TIMEOUT
 
 
 def test_the_gpu_is_reserved_in_its_profile() -> None:
@@ -97,7 +98,8 @@ def test_the_services_settings_exist() -> None:
     in_image = set(re.findall(r"\b(SEGLENS_\w+)=", DOCKERFILE))
     assert in_image
     for name in ("api", "api-gpu"):
-        assert {*SERVICES[name]["environment"], *in_image} <= known
+        standard = {"OTEL_EXPORTER_OTLP_ENDPOINT"}
+        assert {*SERVICES[name]["environment"], *in_image} <= known | standard
 
 
 def test_what_is_mounted_is_there() -> None:

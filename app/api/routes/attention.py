@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app import __version__
@@ -91,6 +91,7 @@ class AttentionQuery(BaseModel):
 )
 async def get_attention(
     result_id: str,
+    request: Request,
     services: ServicesDep,
     query: Annotated[AttentionQuery, Query()],
     accept: Annotated[str | None, Header()] = None,
@@ -103,7 +104,7 @@ async def get_attention(
     headers = {"Vary": "Accept", "ETag": tag, "Cache-Control": f"private, max-age={services.settings.result_ttl:.0f}"}
     if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
-    timings = Timings()
+    timings = request.state.timings = Timings()
     content = await services.in_codec_thread(_render, record, query, media_type, services.matrices, timings)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
         services.matrices.forget(result_id)

@@ -54,11 +54,12 @@ async def segment(
     wanted, media_type = choose_format(query.format, accept)
     spec = services.engine.models.model(query.model or settings.default_model).spec
     model, passes = spec.name, expected_passes(spec, choose_inference(query, spec.inference))
-    request.state.noted = {"model": model}  # for the request's line in the log
+    timings = Timings()
+    # For the request's line in the log, and its spans.
+    request.state.noted, request.state.timings = {"model": model, "passes": passes}, timings
     # Too large comes before too busy: no later time would help.
     announced = announced_bytes(request, settings.max_body_bytes)
     services.engine.check_room(model, caller, announced, deadline, passes)
-    timings = Timings()
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, deadline)
@@ -68,7 +69,6 @@ async def segment(
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     services.metrics.stages(model, timings)
-    request.state.noted |= {"batch_size": timings.batch_size, "timings_ms": timings.milliseconds()}
     return Response(content, media_type=media_type, headers=_headers(record, timings))
 
 

@@ -108,7 +108,25 @@ async def test_a_request_is_logged_with_what_became_of_it(
         value for name, value in done["timings_ms"].items() if name in ("decode", "forward")
     )
     assert (failed["request_id"], failed["status"], failed["model"]) == ("yours", 415, body["model"])
-    assert "timings_ms" not in failed
+    assert done["passes"] == 1
+    assert list(failed["timings_ms"]) == ["read", "decode"], "what was done before it failed"
+    assert "batch_size" not in failed
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize(
+    ("given", "logged"), [(f"00-{TRACE}-00f067aa0ba902b7-00", TRACE), (f"00-{TRACE}", None), (None, None)]
+)
+async def test_the_callers_trace_is_logged(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, given: str | None, logged: str | None
+) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        reply = await client.get("/health", headers={} if given is None else {"traceparent": given})
+    (line,) = (record.__dict__["fields"] for record in caplog.records if record.name == "app.api.middleware")
+    assert line.get("trace_id") == logged
+    assert line["request_id"] == reply.headers["x-request-id"]
 
 
 async def test_ids_of_results_are_not_logged(
