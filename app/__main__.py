@@ -1,4 +1,4 @@
-"""The command line: `python -m app serve | segment | models`."""
+"""The command line: `python -m app serve | segment | models | convert`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from app import logs
-from app.catalog import Catalog, Unreadable
+from app.catalog import Catalog, Unreadable, describe
 from app.engine.worker import find_device
 from app.errors import DeviceError, ServiceError
 from app.imaging import decode, encode_ids, encode_palette
@@ -20,6 +20,7 @@ from app.main import create_app
 from app.server import Server
 from app.settings import Settings, SettingsError, load_settings
 from models import ModelError, list_models, load_model
+from models.conversion import convert
 from models.inference import segment_image
 from models.zoo import PUBLISHED
 
@@ -52,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("models", help="list the models, bundled and in SEGLENS_MODEL_DIR")
     command.add_argument("--zoo", action="store_true", help="list those that mmsegmentation publishes instead")
     command.set_defaults(run=_models)
+
+    command = commands.add_parser("convert", help="write somebody's checkpoint as one of ours, with what belongs to it")
+    command.add_argument("file", type=Path, help="checkpoint; NAME.yaml beside it is heeded")
+    command.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
+    command.set_defaults(run=_convert)
     return parser
 
 
@@ -97,6 +103,13 @@ def _models(arguments: argparse.Namespace, settings: Settings) -> int:
             continue
         miou = "-" if found.miou is None else f"{found.miou:.2f}"
         print(f"{mark} {found.name:<28} {found.dataset:<30} mIoU {miou:>5}  {found.licence}")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, settings: Settings) -> int:
+    spec = describe(arguments.file)
+    convert(spec, arguments.output)
+    print(f"{arguments.output}: {spec.title}, {len(spec.classes.names)} classes, {spec.source}")
     return 0
 
 

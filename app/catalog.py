@@ -35,6 +35,15 @@ Found = ModelSpec | Unreadable
 Stamp = tuple[tuple[str, int, int], ...]  # of a file and what lies beside it: path, time of change in ns, bytes
 
 
+def describe(path: Path) -> ModelSpec:
+    """What a checkpoint file is, with what the YAML file beside it says.
+
+    Raises:
+        CheckpointError: as `models.recognise` and `read_description`
+    """
+    return recognise(path, read_description(path))
+
+
 class Catalog:
     """Looks at its folder whenever it is asked; a file is read again only if it has changed. Any thread may ask."""
 
@@ -89,7 +98,7 @@ class Catalog:
             stamp, known = _stamp(path), self._known.get(path)
             if known is not None and known[0] == stamp:
                 return known
-            spec = recognise(path, read_description(path))
+            spec = describe(path)
         except (ModelError, OSError) as exc:
             log.warning("%s cannot be served: %s", path.stem, exc)
             return stamp, Unreadable(path.stem, str(exc))

@@ -57,7 +57,35 @@ def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
     # A checkpoint trained or saved without batch norm in its backbone has biases in their stead.
     if any(f"backbone.{stem}.bias" in shapes for stem in ("stem.conv", "stem.0", "stem.0.conv")):
         fold_batch_norm(segmentor.backbone)
+    _check_widths(segmentor)
     return segmentor
+
+
+def _check_widths(segmentor: Segmentor) -> None:
+    """Whether each part reads what the one before it gives: built from its own shapes, it would fail only when it runs.
+
+    Raises:
+        CheckpointError: one sentence for the first that does not
+    """
+    head, decoder = segmentor.decode_head, segmentor.decoder
+    device = head.conv_seg.weight.device
+    with torch.inference_mode():
+        features = segmentor.backbone(torch.empty(1, 3, 32, 32, device=device))
+    given = {name: feature.shape[1] for name, feature in features.items()}
+    read = [("head", name, width) for name, width in head.in_channels.items()]
+    last = head.channels
+    if decoder is not None:
+        read += [("decoder", name, width) for name, width in decoder.in_channels.items()]
+        read.append(("decoder", "context", decoder.context_channels))
+        last = decoder.channels
+    read.append(("classifier", "output", head.conv_seg.in_channels))
+    given |= {"context": head.channels, "output": last}
+    for part, name, width in read:
+        if given[name] != width:
+            source = {"context": "the head", "output": "the part before it"}.get(
+                name, f"stage {name[1]} of the backbone"
+            )
+            raise CheckpointError(f"the {part} reads {width} channels where {source} gives {given[name]}")
 
 
 def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:

@@ -82,6 +82,7 @@ class ANNHead(Head):
         low, high = in_channels
         fused, context = out_channels or (high, channels)
         super().__init__(context, num_classes, classifier_channels)
+        self.in_channels = {"c3": low, "c4": high}
         inner = inner_channels or ((channels // 2, channels // 2),) * 2
         self.fusion = AsymmetricBlock(
             "afnb",

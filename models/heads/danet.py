@@ -57,6 +57,7 @@ class DAHead(Head):
         classifier_channels: int | None = None,
     ) -> None:
         super().__init__(channels, num_classes, classifier_channels)
+        self.in_channels = {"c4": in_channels}
         self.pam_in_conv = ConvModule(in_channels, channels, 3)
         self.pam = PositionAttention(channels, query_channels or channels // 8)
         self.pam_out_conv = ConvModule(channels, channels, 3)

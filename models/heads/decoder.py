@@ -33,6 +33,9 @@ class Decoder(nn.Module):
             out_channels: after the step to stride 4 and after the step to stride 8
         """
         super().__init__()
+        self.in_channels = {"c1": fine_channels[0], "c2": fine_channels[1]}
+        self.context_channels = channels
+        self.channels = out_channels[0]
         self.stride8 = Refinement(channels, fine_channels[1], out_channels[1])
         self.stride4 = Refinement(out_channels[1], fine_channels[0], out_channels[0])
 

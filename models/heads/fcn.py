@@ -13,7 +13,14 @@ from models.traces import Trace
 
 
 class Head(nn.Module):
-    """Features to context to logits. Subclasses give the context; the classifier is the same in all."""
+    """Features to context to logits. Subclasses give the context; the classifier is the same in all.
+
+    Attributes:
+        in_channels: of each feature that it reads
+        channels: of the context
+    """
+
+    in_channels: Mapping[str, int]
 
     def __init__(self, channels: int, num_classes: int, classifier_channels: int | None = None) -> None:
         """
@@ -23,6 +30,7 @@ class Head(nn.Module):
             classifier_channels: what the classifier reads, if a decoder between them changes it
         """
         super().__init__()
+        self.channels = channels
         self.dropout = nn.Dropout2d(0.1)
         self.conv_seg = nn.Conv2d(classifier_channels or channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
@@ -61,6 +69,7 @@ class FCNHead(Head):
         """
         context = context_channels or channels
         super().__init__(context, num_classes, classifier_channels)
+        self.in_channels = {"c4": in_channels}
         self.convs = nn.ModuleList(
             ConvModule(width, channels, 3, activation=_activation(slope)) for width in (in_channels, channels)
         )

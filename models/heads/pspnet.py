@@ -42,6 +42,7 @@ class PSPHead(Head):
             align_corners: how the means are resized to the map, fixed when the model was trained
         """
         super().__init__(channels, num_classes, classifier_channels)
+        self.in_channels = {"c4": in_channels}
         self.psp_modules = nn.ModuleList(
             nn.Sequential(Pool(scale), ConvModule(in_channels, channels)) for scale in POOL_SCALES
         )

@@ -17,10 +17,12 @@ import pytest
 import torch
 import uvicorn
 from PIL import Image
+from safetensors.torch import load_file
 
 from app.__main__ import main
 from app.engine.engine import Engine
-from models import list_models
+from models import list_models, load_model, recognise
+from models.inference import segment_image
 from models.zoo import PUBLISHED
 
 MODEL = "ccnet-mobilenetv2-camvid"
@@ -88,6 +90,29 @@ def test_models_zoo_lists_what_is_published(seglens: Seglens, capsys: pytest.Cap
         *("ccnet_r50-d8_512x1024_40k_cityscapes", "Cityscapes", "ResNet-50", "512x1024", "mIoU", "77.76", "4123f401"),
         "ccnet_r50-d8_512x1024_40k_cityscapes_20200616_142517-4123f401.pth",
     ]
+
+
+def test_convert_writes_what_can_be_served(
+    seglens: Seglens, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = tmp_path / "theirs.pth", tmp_path / "ours.safetensors"
+    torch.save(load_file(list_models()[0].weights), theirs)
+    theirs.with_suffix(".yaml").write_text("title: Mine\nscale: [96, 72]\n")
+    assert seglens("convert", theirs, "-o", ours) == 0
+    assert capsys.readouterr().out.startswith(f"{ours}: Mine, 11 classes, ")
+    theirs.with_suffix(".yaml").unlink()
+    mask = tmp_path / "mask.png"
+    assert seglens("segment", photo, "-o", mask, "--model", "ours", model_dir=str(tmp_path)) == 0
+    spec = recognise(ours)
+    assert (spec.title, spec.preprocessing.scale) == ("Mine", (96, 72))
+    ids, _ = segment_image(load_model(spec), torch.from_numpy(np.array(street())), spec.preprocessing)
+    assert np.array_equal(np.array(Image.open(mask)), ids.numpy())
+
+
+def test_convert_says_why_it_cannot(seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no tensors")
+    error = failing(seglens, capsys, "convert", tmp_path / "broken.pth", "-o", tmp_path / "ours.safetensors")
+    assert "broken.pth: not a torch checkpoint" in error
 
 
 def test_segment_takes_a_model_of_the_folder(seglens: Seglens, photo: Path, tmp_path: Path) -> None:

@@ -135,3 +135,44 @@ def test_a_tensor_of_too_few_dimensions_is_named(tiny_segmentor: Build, shape: t
     shapes["decode_head.conv_seg.weight"] = torch.Size(shape)
     with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.weight"):
         build_segmentor(shapes, Options())
+
+
+# --- parts that don't belong together
+
+
+def joined(tiny_segmentor: Build, backbone: str, part: str, taken: tuple[str, str]) -> Shapes:
+    """Shapes of one network with a part of another."""
+    mine, theirs = shapes_of(tiny_segmentor(backbone, "ccnet")), shapes_of(tiny_segmentor(*taken))
+    shapes = {key: shape for key, shape in mine.items() if not key.startswith(part)}
+    return {**shapes, **{key: shape for key, shape in theirs.items() if key.startswith(part)}}
+
+
+@pytest.mark.parametrize("head", ["ccnet", "fcn", "non_local", "gcnet", "danet", "pspnet"])
+def test_a_head_of_another_backbone_is_refused(tiny_segmentor: Build, head: str) -> None:
+    shapes = joined(tiny_segmentor, "mobilenet", "decode_head.", ("edgetpu", head))
+    with pytest.raises(CheckpointError, match="the head reads 144 channels where stage 4 of the backbone gives 80"):
+        build_segmentor(shapes, Options())
+
+
+def test_an_ann_reads_two_stages(tiny_segmentor: Build) -> None:
+    shapes = joined(tiny_segmentor, "mobilenet", "decode_head.", ("edgetpu", "ann"))
+    with pytest.raises(CheckpointError, match="the head reads 72 channels where stage 3 of the backbone gives 24"):
+        build_segmentor(shapes, Options())
+
+
+def test_a_decoder_of_another_backbone_is_refused(tiny_segmentor: Build) -> None:
+    shapes = joined(tiny_segmentor, "mobilenet", "decoder.stride4.", ("edgetpu", "ccnet"))
+    with pytest.raises(CheckpointError, match="the decoder reads 24 channels where stage 1 of the backbone gives 8"):
+        build_segmentor(shapes, Options())
+    shapes = shapes_of(tiny_segmentor("mobilenet", "ccnet"))
+    shapes["decoder.stride8.mix.conv.weight"] = torch.Size([12, 30, 3, 3])
+    with pytest.raises(CheckpointError, match="the decoder reads 22 channels where the head gives 16"):
+        build_segmentor(shapes, Options())
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet"])
+def test_a_classifier_of_another_width_is_refused(tiny_segmentor: Build, backbone: str) -> None:
+    shapes = shapes_of(tiny_segmentor(backbone, "ccnet"))
+    shapes["decode_head.conv_seg.weight"] = torch.Size([5, 99, 1, 1])
+    with pytest.raises(CheckpointError, match="the classifier reads 99 channels where the part before it gives"):
+        build_segmentor(shapes, Options())

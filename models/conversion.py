@@ -1,0 +1,49 @@
+"""Any checkpoint that we read to one of ours, with all in its header that goes with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import options_to_metadata, read_checkpoint, save_segmentor
+from models.errors import CheckpointError
+from models.registry import ModelSpec, load_model
+
+
+def convert(spec: ModelSpec, path: Path) -> None:
+    """Write a model as safetensors in full precision, so that it gives the same logits; `recognise` reads the header.
+
+    Args:
+        path: to write; whoever looks at its folder meanwhile sees the old file or the new one, whole
+
+    Raises:
+        CheckpointError: as `load_model`; or the path is not for safetensors, or is the model's own file
+    """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: what is written is safetensors, and must be named so")
+    if path.exists() and path.samefile(spec.weights):
+        raise CheckpointError(f"{path}: is the file that is to be converted")
+    segmentor = load_model(spec)
+    options = replace(read_checkpoint(spec.weights, weights=False).options, align_corners=spec.align_corners)
+    unfinished = path.with_suffix(".part")
+    save_segmentor(segmentor, unfinished, {**options_to_metadata(options), **header(spec)}, torch.float32)
+    unfinished.replace(path)
+
+
+def header(spec: ModelSpec) -> dict[str, str]:
+    """What a file of ours says of itself; `card.of_header` reads it."""
+    inference = {"mode": spec.inference.mode, "crop": spec.inference.crop, "stride": spec.inference.stride}
+    said = {
+        "title": spec.title,
+        "dataset": spec.dataset,
+        "classes": json.dumps(asdict(spec.classes)),
+        "preprocessing": json.dumps(asdict(spec.preprocessing)),
+        "inference": json.dumps(inference),
+        "licence": spec.licence,
+        "source": spec.source,
+        "converted_from": f"{spec.weights.name}, sha256 {spec.sha256}",
+    }
+    return said if spec.miou is None else {**said, "miou": str(spec.miou)}
