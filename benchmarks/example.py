@@ -15,7 +15,7 @@ from app.api.attention import Question, attention_map
 from app.api.attention_views import Look, render_heat
 from app.api.matrices import Matrices
 from app.api.record import Record
-from app.api.rendering import render_image
+from app.api.rendering import render_file
 from app.engine.device import Segmentation
 from app.engine.prepare import prepare
 from app.engine.worker import Worker
@@ -43,7 +43,7 @@ def main() -> None:
     image, _ = draw_street(SEED)
     record = segment(image)
     pictures = [
-        render_image(record, "overlay", "image/png", 0.6),
+        render_file(record, "overlay", "image/png", 0.6),
         *(
             render_heat(record, attention_map(record, Question(POINT, "cca", step), Matrices(0)), Look(), "PNG")
             for step in ("1", "composed")

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "app.results": {"app.errors"},
     "app.description": {"models"},
     "app.catalog": {"app.description", "models"},
+    "app.regions": {"app.imaging"},
     "app.engine": {"app.engine", "app.errors", "app.imaging", "app.metrics", "app.timings", "models"},
     **dict.fromkeys(PURE, PURE),
     "app.engine.scheduler": {*PURE, "app.errors"},
@@ -74,6 +75,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "app.metrics": {"torch", "asyncio", "fastapi", "starlette"},
     "app.imaging": {"torch", "asyncio", *WEB},
     "app.results": {"torch", "asyncio", *WEB},
+    "app.regions": {"torch", "asyncio", *WEB},
     "app.logs": {"torch", "asyncio", *WEB},
     "app.traces": {"torch", "asyncio", *WEB},
 }

@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from app import __version__
 from app.api.errors import STATUS
+from app.api.rendering import choose_format
+from app.api.schemas import Format
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings
@@ -25,9 +28,10 @@ README = (ROOT / "README.md").read_text()
 HTTP_PROBLEMS = {"unknown-route": 404, "method-not-allowed": 405, "invalid-parameter": 422, "internal-error": 500}
 
 
-def table(heading: str) -> list[list[str]]:
-    """Rows of the first table under a heading, cells without their backticks."""
+def table(heading: str, first: str = "") -> list[list[str]]:
+    """Rows of the first table under a heading, or of that whose first column is so called; without outer backticks."""
     section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = section[section.index(f"| {first} |") :] if first else section
     rows = re.search(r"\|(?: ---? \|| --- \|)+\n((?:\|.*\n)+)", section)
     assert rows is not None, f"no table under {heading}"
     return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows.group(1).splitlines()]
@@ -44,6 +48,13 @@ def test_every_endpoint_is_in_the_readme() -> None:
     paths = create_app(Settings()).openapi()["paths"]
     endpoints = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert {row[0] for row in table("Endpoints")} == endpoints | {"GET /", "GET /docs"}
+
+
+def test_every_format_is_in_the_readme() -> None:
+    rows = {row[0]: row[1] for row in table("Endpoints", "format")}
+    assert rows.keys() == set(get_args(Format))
+    for wanted in get_args(Format):
+        assert choose_format(wanted, None)[1] in rows[wanted].split("`")[0]
 
 
 def test_every_error_is_in_the_readme() -> None:

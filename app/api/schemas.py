@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Format = Literal["json", "png", "palette", "color", "overlay"]
+from app.regions import Polygon
+
+Format = Literal["json", "png", "palette", "color", "overlay", "confidence", "coco", "geojson", "npz"]
+Part = Literal["mask", "rle", "polygons"]
 DEFAULT_ALPHA = 0.5
 
 
@@ -15,6 +18,20 @@ class ResultQuery(BaseModel):
 
     format: Format | None = Field(None, description="Format of the reply; else `Accept` decides; JSON is the default.")
     alpha: float = Field(DEFAULT_ALPHA, ge=0, le=1, description="Weight of the colours in an overlay.")
+    include: str = Field("mask", description="The heavy parts that JSON has, as in mask,rle,polygons; or none.")
+
+    @field_validator("include")
+    @classmethod
+    def _names_parts(cls, include: str) -> str:
+        unknown = {name.strip() for name in include.split(",")} - {"", *get_args(Part)}
+        if unknown:
+            raise ValueError(f"there is no part {min(unknown)!r}; there are {', '.join(get_args(Part))}")
+        return include
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        named = [name.strip() for name in self.include.split(",")]
+        return tuple(part for part in get_args(Part) if part in named)
 
 
 class SegmentQuery(ResultQuery):
@@ -34,6 +51,13 @@ class ImageSize(BaseModel):
     height: int
 
 
+class Rle(BaseModel):
+    """COCO's run lengths of a mask."""
+
+    size: tuple[int, int] = Field(description="Height and width.")
+    counts: str
+
+
 class Prediction(BaseModel):
     """One class that occurs in the mask. x and y are the centre of its bounding box, as detection libraries have it."""
 
@@ -46,6 +70,10 @@ class Prediction(BaseModel):
     y: float
     width: int
     height: int
+    rle: Rle | None = Field(None, description="If asked for by `include`.")
+    polygons: list[Polygon] | None = Field(
+        None, description="If asked for by `include`: each its outline, then its holes, as closed rings of [x, y]."
+    )
 
 
 class Links(BaseModel):
@@ -61,7 +89,9 @@ class SegmentReply(BaseModel):
     model: str
     image: ImageSize
     class_map: dict[str, str] = Field(description="Class id to class name.")
-    segmentation_mask: str = Field(description="Base64 of a grayscale PNG; each pixel is a class id.")
+    segmentation_mask: str | None = Field(
+        description="Base64 of a grayscale PNG; each pixel is a class id. Absent if `include` leaves it out."
+    )
     predictions: list[Prediction]
     timings_ms: dict[str, float] = Field(description="Stages of this request, and `module.*` of its batch.")
     links: Links

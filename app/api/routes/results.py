@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.record import Record
-from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
+from app.api.rendering import CONTENT, choose_format, render_file, render_json
 from app.api.schemas import ResultQuery, SegmentReply
 from app.errors import ResultExpired
 
@@ -20,7 +20,7 @@ router = APIRouter()
     "/results/{result_id}",
     summary="Fetch a result again",
     response_model=SegmentReply,
-    responses={200: {"content": IMAGE_CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
+    responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
 )
 async def get_result(
     result_id: str,
@@ -31,10 +31,10 @@ async def get_result(
     record = find(services, result_id)
     wanted, media_type = choose_format(query.format, accept)
     if wanted == "json":
-        reply = await services.in_codec_thread(render_json, record)
+        reply = await services.in_codec_thread(render_json, record, query.parts)
         content = reply.model_dump_json(by_alias=True, exclude_none=True).encode()
     else:
-        content = await services.in_codec_thread(render_image, record, wanted, media_type, query.alpha)
+        content = await services.in_codec_thread(render_file, record, wanted, media_type, query.alpha)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 

@@ -18,7 +18,7 @@ from app.api.disconnect import ClientLeft, while_connected
 from app.api.errors import problems
 from app.api.inference import choose_inference
 from app.api.record import Record
-from app.api.rendering import IMAGE_CONTENT, choose_format, render_image, render_json
+from app.api.rendering import CONTENT, choose_format, render_file, render_json
 from app.api.schemas import Format, SegmentQuery, SegmentReply
 from app.engine.memory import outlive
 from app.engine.prepare import expected_passes, prepare
@@ -36,7 +36,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics o
     summary="Segment an image",
     response_model=SegmentReply,
     responses={
-        200: {"content": IMAGE_CONTENT, "description": "The mask, in the format asked for."},
+        200: {"content": CONTENT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
     },
     openapi_extra=OPENAPI_BODY,
@@ -64,7 +64,7 @@ async def segment(
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, deadline)
         upload = Upload(body, model, caller, deadline, query, passes)
-        render = partial(_render, wanted=wanted, media_type=media_type, alpha=query.alpha)
+        render = partial(_render, wanted=wanted, media_type=media_type, query=query)
         record, content = await while_connected(request, _run(services, upload, timings, render))
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -126,13 +126,14 @@ async def _run(
     return record, content
 
 
-def _render(record: Record, timings: Timings, wanted: Format, media_type: str, alpha: float) -> bytes:
+def _render(record: Record, timings: Timings, wanted: Format, media_type: str, query: SegmentQuery) -> bytes:
+    if wanted != "json":
+        with timings.stage("encode"):
+            return render_file(record, wanted, media_type, query.alpha)
     with timings.stage("encode"):
-        content = render_json(record) if wanted == "json" else render_image(record, wanted, media_type, alpha)
-    if isinstance(content, SegmentReply):
-        content.timings_ms = timings.milliseconds()
-        return content.model_dump_json(by_alias=True, exclude_none=True).encode()
-    return content
+        reply = render_json(record, query.parts)
+    reply.timings_ms = timings.milliseconds()
+    return reply.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def _headers(record: Record, timings: Timings) -> dict[str, str]:

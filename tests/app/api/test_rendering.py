@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from app.api.record import Record
-from app.api.rendering import choose_format, image_type, original, render_image, render_json
+from app.api.rendering import choose_format, image_type, original, render_file, render_json
+from app.api.schemas import Part
 from app.errors import NotAcceptable
 from models import Trace
 
@@ -37,6 +38,12 @@ def record(make_record: Callable[..., Record]) -> Record:
         ("overlay", "image/jpeg", ("overlay", "image/jpeg")),
         ("overlay", "text/html", ("overlay", "image/png")),
         ("overlay", "image/webp;q=0.9, image/*;q=0.1", ("overlay", "image/webp")),
+        ("confidence", "application/json", ("confidence", "image/png")),
+        ("coco", "image/png", ("coco", "application/json")),
+        ("geojson", None, ("geojson", "application/geo+json")),
+        ("npz", None, ("npz", "application/x-npz")),
+        (None, "application/geo+json", ("geojson", "application/geo+json")),
+        (None, "application/x-npz", ("npz", "application/x-npz")),
     ],
 )
 def test_the_parameter_wins(wanted: Any, accept: str | None, chosen: tuple[str, str]) -> None:
@@ -51,10 +58,11 @@ def test_without_the_parameter_accept_must_fit() -> None:
 
 def test_pictures(record: Record, decoded: Decoded) -> None:
     palette = np.array(record.spec.classes.palette, np.uint8)
-    assert np.array_equal(decoded(render_image(record, "png", "image/png", 0.5)), MASK)
-    assert np.array_equal(decoded(render_image(record, "palette", "image/png", 0.5)), MASK)
-    assert np.array_equal(decoded(render_image(record, "color", "image/png", 0.5)), palette[MASK])
-    mixed = decoded(render_image(record, "overlay", "image/png", 0.25)).astype(float)
+    assert np.array_equal(decoded(render_file(record, "png", "image/png", 0.5)), MASK)
+    assert np.array_equal(decoded(render_file(record, "palette", "image/png", 0.5)), MASK)
+    assert np.array_equal(decoded(render_file(record, "color", "image/png", 0.5)), palette[MASK])
+    assert (decoded(render_file(record, "confidence", "image/png", 0.5)) == 51).all()
+    mixed = decoded(render_file(record, "overlay", "image/png", 0.25)).astype(float)
     expected = 0.75 * original(record) + 0.25 * palette[MASK]
     assert np.abs(mixed - expected).max() <= 1
 
@@ -78,6 +86,14 @@ def test_json(record: Record, decoded: Decoded) -> None:
     }
     assert [pole[name] for name in ("class", "area", "x", "y", "width", "height")] == ["pole", 3, 2.5, 1.5, 1, 3]
     assert [car[name] for name in ("class", "area", "x", "y", "width", "height")] == ["car", 2, 1, 2.5, 2, 1]
+
+
+@pytest.mark.parametrize("parts", [(), ("rle",), ("mask", "polygons"), ("mask", "rle", "polygons")])
+def test_json_has_the_parts_that_are_wanted(record: Record, parts: tuple[Part, ...]) -> None:
+    reply = render_json(record, parts).model_dump(by_alias=True, exclude_none=True)
+    assert ("segmentation_mask" in reply) == ("mask" in parts)
+    for prediction in reply["predictions"]:
+        assert {"rle", "polygons"} & prediction.keys() == set(parts) - {"mask"}
 
 
 def test_attention_is_linked_if_there_is_any(make_record: Callable[..., Record], dense_trace: Trace) -> None:

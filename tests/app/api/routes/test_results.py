@@ -20,8 +20,8 @@ async def test_json_again_is_the_reply_to_the_post(client: httpx.AsyncClient, po
     assert again == {name: value for name, value in posted.items() if name != "timings_ms"}
 
 
-@pytest.mark.parametrize("image_format", ["png", "palette", "color", "overlay"])
-async def test_pictures_again_are_those_of_the_post(
+@pytest.mark.parametrize("image_format", ["png", "palette", "color", "overlay", "confidence", "geojson", "npz"])
+async def test_files_again_are_those_of_the_post(
     client: httpx.AsyncClient, street: bytes, posted: dict[str, Any], image_format: str
 ) -> None:
     params = {"format": image_format, "alpha": "0.3"}
@@ -31,7 +31,23 @@ async def test_pictures_again_are_those_of_the_post(
     assert again.headers["vary"] == "Accept"
 
 
-@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "image/webp", "application/json"])
+async def test_coco_again_is_that_of_the_post(client: httpx.AsyncClient, street: bytes) -> None:
+    first = await client.post("/segment", content=street, params={"format": "coco"})
+    again = await client.get(f"/results/{first.headers['x-result-id']}", params={"format": "coco"})
+    assert again.content == first.content
+    assert again.headers["content-type"] == "application/json"
+
+
+async def test_json_again_has_the_parts_that_are_wanted(client: httpx.AsyncClient, posted: dict[str, Any]) -> None:
+    again = (await client.get(f"/results/{posted['id']}", params={"include": "polygons, rle"})).json()
+    assert "segmentation_mask" not in again
+    assert all({"rle", "polygons"} <= found.keys() for found in again["predictions"])
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["image/png", "image/jpeg", "image/webp", "application/json", "application/geo+json", "application/x-npz"],
+)
 async def test_accept_decides(client: httpx.AsyncClient, posted: dict[str, Any], media_type: str) -> None:
     reply = await client.get(f"/results/{posted['id']}", headers={"accept": media_type})
     assert (reply.status_code, reply.headers["content-type"]) == (200, media_type)

@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import shapely
 import torch
 from PIL import Image, ImageOps
+from pycocotools import mask as coco
 
 from app.api.dependencies import Services
 from models import create_model, list_models
@@ -155,6 +157,29 @@ async def test_json_is_consistent(services: Services, posted: dict[str, Any], de
         left, top = found["x"] - found["width"] / 2, found["y"] - found["height"] / 2
         assert (left, left + found["width"]) == (columns.min(), columns.max() + 1)
         assert (top, top + found["height"]) == (rows.min(), rows.max() + 1)
+
+
+async def test_all_parts_say_the_same(client: httpx.AsyncClient, street: bytes, decoded: Decoded) -> None:
+    reply = (await client.post("/segment", content=street, params={"include": "mask,rle,polygons"})).json()
+    ids = decoded(base64.b64decode(reply["segmentation_mask"]))
+    for found in reply["predictions"]:
+        assert np.array_equal(coco.decode(found["rle"]), ids == found["class_id"])
+        shapes = [shapely.Polygon(outline, holes) for outline, *holes in found["polygons"]]
+        assert sum(shape.area for shape in shapes) == found["area"]
+
+
+async def test_without_heavy_parts(client: httpx.AsyncClient, street: bytes) -> None:
+    reply = (await client.post("/segment", content=street, params={"include": ""})).json()
+    assert "segmentation_mask" not in reply
+    assert all("rle" not in found and "polygons" not in found for found in reply["predictions"])
+
+
+async def test_a_part_that_there_is_not(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.post("/segment", content=street, params={"include": "mask,boxes"})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert "no part 'boxes'" in reply.json()["detail"]
 
 
 async def test_links_work(client: httpx.AsyncClient, street: bytes, posted: dict[str, Any], decoded: Decoded) -> None:
