@@ -88,6 +88,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "app/engine/waiting.py": "callers alone; who is answered, and how, is in tests/app/engine/test_engine.py",
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
     "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",
+    "app/api/segmenting.py": "every test of tests/app/api/routes/test_segment*.py goes through it",
     "app/api/schemas.py": "bodies alone; read field by field in tests/app/api/routes and test_openapi.py",
     "models/classes.py": "data alone; palettes and names are compared in tests/app/api/routes/test_models.py",
     "models/errors.py": "names alone; raised in test_registry.py and test_checkpoint.py",

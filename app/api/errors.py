@@ -79,25 +79,38 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": TITLES[status], "content": schema} for status in (*statuses, 500)}
 
 
-def to_response(error: ServiceError, request_id: str) -> Response:
+def to_problem(error: ServiceError, request_id: str) -> Problem:
+    """What is said of an error. What it was caused by is for the log alone."""
+    if error.__cause__ is not None:
+        log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__)
     status = next(STATUS[kind] for kind in type(error).mro() if kind in STATUS)
     numbers = {"limit": error.limit, "actual": error.actual, "retry_after": error.retry_after}
+    return _problem(error.code, status, error.detail, request_id, numbers)
+
+
+def to_response(error: ServiceError, request_id: str) -> Response:
+    problem = to_problem(error, request_id)
     # An integer is the only form of Retry-After that all clients read.
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    if status == 401:
+    if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return problem_response(error.code, status, error.detail, request_id, numbers, headers)
+    return _response(problem, headers)
 
 
 def problem_response(
-    code: str,
-    status: int,
-    detail: str,
-    request_id: str,
-    numbers: dict[str, float | None] | None = None,
-    headers: dict[str, str] | None = None,
+    code: str, status: int, detail: str, request_id: str, headers: dict[str, str] | None = None
 ) -> Response:
-    problem = Problem(
+    return _response(_problem(code, status, detail, request_id), headers)
+
+
+def _response(problem: Problem, headers: dict[str, str] | None) -> Response:
+    return Response(problem.model_dump_json(exclude_none=True), problem.status, headers, MEDIA_TYPE)
+
+
+def _problem(
+    code: str, status: int, detail: str, request_id: str, numbers: dict[str, float | None] | None = None
+) -> Problem:
+    return Problem(
         type=code,
         title=TITLES.get(status, "Error"),
         status=status,
@@ -106,7 +119,6 @@ def problem_response(
         error=detail,
         **{name: value for name, value in (numbers or {}).items() if value is not None},
     )
-    return Response(problem.model_dump_json(exclude_none=True), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -127,8 +139,6 @@ def install(app: FastAPI) -> None:
 
 def _on_service_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ServiceError)
-    if exc.__cause__ is not None:
-        log.error("%s: %s", request.state.request_id, exc.detail, exc_info=exc.__cause__)
     return to_response(exc, request.state.request_id)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from app.api.errors import Problem
 from app.regions import Polygon
 
 Format = Literal["json", "png", "palette", "color", "overlay", "confidence", "coco", "geojson", "npz"]
@@ -35,7 +36,9 @@ class ResultQuery(BaseModel):
 
 
 class SegmentQuery(ResultQuery):
-    model: str | None = Field(None, description="Name of a model, of those at /models; else the default.")
+    model: str | None = Field(
+        None, description="Name of a model, of those at /models, or several parted by commas; else the default."
+    )
     attention: bool = Field(True, description="Keep what /attention/{id} needs.")
     mode: Literal["whole", "slide"] | None = Field(
         None, description="The whole image at once, or windows that slide over it; else as the model was evaluated."
@@ -95,6 +98,42 @@ class SegmentReply(BaseModel):
     predictions: list[Prediction]
     timings_ms: dict[str, float] = Field(description="Stages of this request, and `module.*` of its batch.")
     links: Links
+
+
+class ModelFailure(BaseModel):
+    model: str
+    problem: Problem
+
+
+class ClassPair(BaseModel):
+    classes: list[str] = Field(description="What the first model says there, and what the second.")
+    share: float = Field(description="Of the image's pixels.")
+
+
+class ModelPair(BaseModel):
+    models: list[str]
+    share: float = Field(description="Of the image's pixels: where the two differ.")
+    top: list[ClassPair] = Field(description="In what they differ most, at most five.")
+
+
+class Disagreement(BaseModel):
+    """Classes of two models are the same if their names are."""
+
+    share: float = Field(description="Of the image's pixels: where not all models say the same.")
+    mask: str = Field(
+        description="Base64 of a grayscale PNG: 0 where all agree, 255 where each model says something else."
+    )
+    pairs: list[ModelPair]
+
+
+class ComparisonReply(BaseModel):
+    """The reply to a request that names several models."""
+
+    image: ImageSize
+    results: list[SegmentReply] = Field(description="Of the models that succeeded, in the order they were named.")
+    failures: list[ModelFailure] = Field(description="Of the others: what each alone would have been answered.")
+    disagreement: Disagreement | None = Field(description="Null if fewer than two succeeded.")
+    timings_ms: dict[str, float] = Field(description="What was done once: read, decode; and the total.")
 
 
 class Cell(BaseModel):

@@ -1,4 +1,4 @@
-"""An image file as the passes that it needs."""
+"""An image as the passes that it needs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ import torch
 from app.engine.assembly import Assembly
 from app.engine.staging import Image
 from app.errors import InvalidParameter
-from app.imaging import decode
+from app.imaging import Array
 from models import ModelSpec
 from models.transforms import resize
 from models.windows import Inference, list_views
 
 
-def prepare(
-    data: bytes, max_pixels: int, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool
-) -> list[Image]:
-    """An image file as one image for each of its passes; the large array in between is let go.
+def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool) -> list[Image]:
+    """An image [H, W, 3] as one image for each of its passes, at the network's size.
 
     Of several passes, traces are kept of the one that sees the whole image as usual, if there is one.
 
     Raises:
-        UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
         InvalidParameter: more passes than the limit
     """
-    pixels = torch.from_numpy(decode(data, max_pixels))
+    pixels = torch.from_numpy(image)
     original = pixels.shape[0], pixels.shape[1]
     views = list_views(original, spec.preprocessing, inference)
     passes = sum(len(view.windows) for view in views)

@@ -36,21 +36,26 @@ export async function getJson(url, options) {
 }
 
 /**
- * Posts a picture to a model. Not fetch, which tells nothing of an upload's progress.
+ * Posts a picture, once for all the models. Not fetch, which tells nothing of an upload's progress.
  * @param onProgress called with the share of the upload that is done; 1 means that the server is at work
- * @returns the reply, and how long it all took in ms
- * @throws {Problem}
+ * @returns {{replies, failures, elapsed}} of each model that succeeded; problems by model of the others; ms in all
+ * @throws {Problem} if none succeeded
  */
-export function segment(picture, model, onProgress, signal) {
+export function segment(picture, models, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const started = performance.now();
-    request.open("POST", `/segment?model=${encodeURIComponent(model)}`);
+    request.open("POST", `/segment?${new URLSearchParams({ model: models.join(",") })}`);
     request.upload.addEventListener("progress", (event) => onProgress(event.loaded / Math.max(1, event.total)));
     request.upload.addEventListener("load", () => onProgress(1));
     request.addEventListener("load", () => {
-      if (request.status !== 200) reject(toProblem(request.status, request.responseText));
-      else resolve({ reply: JSON.parse(request.responseText), elapsed: performance.now() - started });
+      if (request.status !== 200) {
+        reject(toProblem(request.status, request.responseText));
+        return;
+      }
+      const reply = JSON.parse(request.responseText);
+      const { results: replies = [reply], failures = [] } = reply;
+      resolve({ replies, failures, elapsed: performance.now() - started });
     });
     request.addEventListener("error", () => reject(new Problem(UNREACHABLE)));
     request.addEventListener("abort", () => reject(new DOMException("a newer picture was chosen", "AbortError")));

@@ -1,6 +1,6 @@
 // The page: takes a picture, has it segmented, and shows what the models made of it.
 
-import { getJson, segment } from "/web/api.js";
+import { Problem, getJson, segment } from "/web/api.js";
 import { Comparison } from "/web/compare.js";
 import { fillDownloads } from "/web/downloads.js";
 import { Inspector } from "/web/inspector.js";
@@ -81,21 +81,22 @@ async function open(file) {
 async function need(names) {
   const { signal } = state.abort;
   const missing = names.filter((name) => !state.results.has(name));
-  for (const [index, name] of missing.entries()) {
-    const of = missing.length > 1 ? ` (${index + 1} of ${missing.length})` : "";
-    const result = await segmented(name, of, signal);
-    if (signal.aborted) throw new DOMException("a newer picture was chosen", "AbortError");
-    state.results.set(name, result);
-  }
+  if (!missing.length) return;
+  const who = missing.length > 1 ? `${missing.length} models are` : `${modelNamed(missing[0]).title} is`;
+  const onProgress = (share) => (share < 1 ? showBusy("Uploading", share) : showBusy(`${who} at work`));
+  onProgress(0);
+  const { replies, failures, elapsed } = await segment(await source(), missing, onProgress, signal);
+  const results = await Promise.all(replies.map((reply) => toResult(reply, missing.length > 1 ? null : elapsed)));
+  if (signal.aborted) throw new DOMException("a newer picture was chosen", "AbortError");
+  for (const result of results) state.results.set(result.model.name, result);
   showBusy("");
+  if (failures.length) showProblem(failureOf(failures));
 }
 
-async function segmented(name, of, signal) {
-  const { title } = modelNamed(name);
-  const onProgress = (share) => (share < 1 ? showBusy(`Uploading${of}`, share) : showBusy(`${title} is at work${of}`));
-  onProgress(0);
-  const { reply, elapsed } = await segment(await source(), name, onProgress, signal);
-  return toResult(reply, elapsed);
+/** What to say where some of several models failed. */
+function failureOf([{ model, problem }, ...others]) {
+  const more = others.length ? ` And ${others.length} more.` : "";
+  return new Problem({ ...problem, title: `${modelNamed(model).title}: ${problem.title}`, detail: problem.detail + more });
 }
 
 /** The picture's file; of one that came by a link, what the server has of it. */

@@ -8,7 +8,7 @@ import re
 import httpx
 import numpy as np
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import Opened, choose, click, pixels, shoot, wait_for_cell
 
@@ -16,6 +16,8 @@ from tests.browser.conftest import Opened, choose, click, pixels, shoot, wait_fo
 def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     page = opened()
     choose(page)
+    posts: list[str] = []
+    page.on("request", lambda request: request.method == "POST" and posts.append(request.url))
     page.locator("#compare").click()
     cards = page.locator("#many .card[data-model]")
     maps = page.locator("#many .overlay[data-cell]")
@@ -24,6 +26,7 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     for index in range(3):
         wait_for_cell(maps.nth(index), 21, 20)
     assert [one.get_attribute("data-map") for one in maps.all()] == ["cca:composed", "apnb:all", "nl:"]
+    assert len(posts) == 1  # for both models that are missing
     page.wait_for_timeout(300)  # for the address to follow
     results = re.search(r"ids=([^&]+)", page.url)
     assert results is not None
@@ -39,6 +42,26 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     said = page.locator("#many .disagreement h3 small").inner_text()
     assert abs(float(said.split(" %")[0]) - 100 * different.mean()) < 0.06
     shoot(page, "compare")
+
+
+def test_a_model_that_is_gone_leaves_the_others(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+
+    def fail(route: Route) -> None:
+        reply = route.fetch()
+        body = reply.json()
+        gone = body["results"].pop()
+        problem = {"type": "model-not-loaded", "title": "Not ready", "status": 503, "detail": "it was unloaded"}
+        body["failures"].append({"model": gone["model"], "problem": problem})
+        route.fulfill(response=reply, json=body)
+
+    page.route("**/segment?*", fail)
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(1).wait_for()
+    expect(page.locator("#many .card[data-model]")).to_have_count(2)
+    expect(page.locator("#problem")).to_contain_text("Non-local, MobileNetV2, CamVid: Not ready")
+    expect(page.locator("#problem")).to_contain_text("it was unloaded")
 
 
 def test_and_back_to_one(opened: Opened) -> None:

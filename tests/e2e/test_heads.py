@@ -16,6 +16,7 @@ from app.engine.device import Segmentation
 from app.engine.memory import outlive
 from app.engine.prepare import prepare
 from app.engine.worker import Worker
+from app.imaging import decode
 from models import Segmentor, list_models
 from models.backbones.mobilenet import MobileNetV2
 from models.heads.ann import ANNHead
@@ -35,7 +36,7 @@ def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr("app.engine.worker.load_model", {SPEC: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
     worker.load(SPEC, SPEC.name)
-    (image,) = prepare(SAMPLE.read_bytes(), 1_000_000, 1, SPEC, SPEC.inference, True)
+    (image,) = prepare(decode(SAMPLE.read_bytes(), 1_000_000), 1, SPEC, SPEC.inference, True)
     (result,) = worker.run(SPEC.name, worker.stage([image])).outcomes
     assert isinstance(result, Segmentation)
     return Record("id", SPEC, b"", outlive(result))

@@ -1,11 +1,12 @@
-"""POST /segment: an image in, its mask out."""
+"""POST /segment: an image in, its mask out; or one mask by each of several models, and where they differ."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -13,28 +14,31 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, announced_bytes, read_image
+from app.api.comparison import disagreement
+from app.api.decoding import Picture
 from app.api.dependencies import Services, ServicesDep
 from app.api.disconnect import ClientLeft, while_connected
-from app.api.errors import problems
+from app.api.errors import problems, to_problem
 from app.api.inference import choose_inference
+from app.api.negotiation import negotiate
 from app.api.record import Record
-from app.api.rendering import CONTENT, choose_format, render_file, render_json
-from app.api.schemas import Format, SegmentQuery, SegmentReply
-from app.engine.memory import outlive
-from app.engine.prepare import expected_passes, prepare
-from app.errors import DeadlineExceeded
-from app.results import new_id
+from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_json
+from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
+from app.api.segmenting import Order, segment_picture
+from app.engine.prepare import expected_passes
+from app.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from app.timings import Timings
 
 router = APIRouter()
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
+Failures = Mapping[str, ServiceError]  # by model
 
 
 @router.post(
     "/segment",
     summary="Segment an image",
-    response_model=SegmentReply,
+    response_model=SegmentReply | ComparisonReply,
     responses={
         200: {"content": CONTENT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
@@ -48,40 +52,90 @@ async def segment(
     accept: Annotated[str | None, Header()] = None,
     x_request_timeout_seconds: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
 ) -> Response:
-    settings, caller = services.settings, request.state.request_id
+    settings, timings = services.settings, Timings()
     allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
-    deadline = time.monotonic() + allowed
-    wanted, media_type = choose_format(query.format, accept)
-    spec = services.engine.models.model(query.model or settings.default_model).spec
-    model, passes = spec.name, expected_passes(spec, choose_inference(query, spec.inference))
-    timings = Timings()
+    names = _names(query.model or settings.default_model)
+    wanted, media_type = _choose_format(query.format, accept, len(names))
+    orders = _orders(services, names, query, request.state.request_id, time.monotonic() + allowed)
     # For the request's line in the log, and its spans.
-    request.state.noted, request.state.timings = {"model": model, "passes": passes}, timings
+    passes = sum(order.passes for order in orders)
+    request.state.noted, request.state.timings = {"model": ",".join(names), "passes": passes}, timings
     # Too large comes before too busy: no later time would help.
     announced = announced_bytes(request, settings.max_body_bytes)
-    services.engine.check_room(model, caller, announced, deadline, passes)
+    refused = _check_room(services, orders, announced // len(orders))
     try:
         with timings.stage("read"):
-            body = await _read(request, settings.max_body_bytes, deadline)
-        upload = Upload(body, model, caller, deadline, query, passes)
-        render = partial(_render, wanted=wanted, media_type=media_type, query=query)
-        record, content = await while_connected(request, _run(services, upload, timings, render))
+            body = await _read(request, settings.max_body_bytes, orders[0].deadline)
+        picture = Picture(services, body, query, timings)
+        if len(orders) == 1:
+            render = partial(_render, query=query, wanted=wanted, media_type=media_type, timings=timings)
+            work = segment_picture(services, picture, orders[0], len(body), render)
+            record, content = await while_connected(request, work)
+            services.metrics.stages(record.spec.name, timings)
+            return Response(content, media_type=media_type, headers=_headers([record], timings))
+        segmented = _segment_by_all(services, picture, orders, refused, query)
+        found, failures = await while_connected(request, segmented)
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    services.metrics.stages(model, timings)
-    return Response(content, media_type=media_type, headers=_headers(record, timings))
+    replies = [reply for _, reply in found]
+    records = [record for record, _ in found]
+    told = [
+        ModelFailure(model=model, problem=to_problem(error, request.state.request_id))
+        for model, error in failures.items()
+    ]
+    content = await services.in_codec_thread(_compare, records, replies, told, timings)
+    return Response(content, media_type=JSON, headers=_headers(records, timings))
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What came in, and for whom."""
+def _names(models: str) -> list[str]:
+    names = [name.strip() for name in models.split(",")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidParameter(f"model: {twice!r} is named twice")
+    return names
 
-    body: bytes
-    model: str
-    caller: str
-    deadline: float
-    query: SegmentQuery
-    passes: int
+
+def _choose_format(wanted: Format | None, accept: str | None, models: int) -> tuple[Format, str]:
+    if models == 1:
+        return choose_format(wanted, accept)
+    if wanted not in (None, "json"):
+        raise InvalidParameter(f"format: {wanted} is of one model; {models} are answered in JSON")
+    return "json", JSON if wanted else negotiate(accept, (JSON,))
+
+
+def _orders(services: Services, names: list[str], query: SegmentQuery, caller: str, deadline: float) -> list[Order]:
+    """
+    Raises:
+        UnknownModel, InvalidParameter
+    """
+    specs = [services.engine.models.model(name).spec for name in names]
+    return [
+        Order(
+            spec.name,
+            # A promised place is of one model.
+            caller if len(specs) == 1 else f"{caller}/{spec.name}",
+            deadline,
+            expected_passes(spec, choose_inference(query, spec.inference)),
+        )
+        for spec in specs
+    ]
+
+
+def _check_room(services: Services, orders: list[Order], nbytes: int) -> Failures:
+    """Which models refuse before the body has been read.
+
+    Raises:
+        ServiceError: all; this is what the first says
+    """
+    refused = {}
+    for order in orders:
+        try:
+            services.engine.check_room(order.model, order.caller, nbytes, order.deadline, order.passes)
+        except ServiceError as exc:
+            refused[order.model] = exc
+    if len(refused) == len(orders):
+        raise refused[orders[0].model]
+    return refused
 
 
 async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
@@ -92,54 +146,78 @@ async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
         raise DeadlineExceeded("the deadline passed before the whole body had come") from None
 
 
-async def _run(
-    services: Services, upload: Upload, timings: Timings, render: Callable[[Record, Timings], bytes]
-) -> tuple[Record, bytes]:
-    body, settings = upload.body, services.settings
-    with services.engine.admitted(upload.model, upload.caller, len(body), upload.deadline, upload.passes) as job:
-        spec = job.payload.loaded.spec
-        try:
-            async with asyncio.timeout(upload.deadline - time.monotonic()):
-                images = await services.in_codec_thread(
-                    timings.timed("decode", prepare),
-                    body,
-                    settings.max_image_pixels,
-                    settings.max_passes,
-                    spec,
-                    choose_inference(upload.query, spec.inference),
-                    upload.query.attention,
-                )
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
-        segmentation = await services.engine.segment(job, images)
-        timings.stages |= segmentation.timings.stages
-        timings.modules, timings.batch_size = segmentation.timings.modules, segmentation.timings.batch_size
+async def _segment_by_all(
+    services: Services, picture: Picture, orders: list[Order], refused: Failures, query: SegmentQuery
+) -> tuple[list[tuple[Record, SegmentReply]], Failures]:
+    """What each model made of the picture, and why others made nothing, in the order of the orders.
 
-        def finish() -> tuple[Record, bytes]:
-            record = Record(new_id(), spec, body, outlive(segmentation))
-            record = replace(record, kept=record.nbytes <= services.results.max_bytes)
-            return record, render(record, timings)
+    Raises:
+        ServiceError: none made anything; this is what the first says
+    """
 
-        record, content = await services.in_codec_thread(finish)
-    if record.kept:
-        services.results.put(record.id, record)
-    return record, content
+    def finish(record: Record) -> tuple[SegmentReply, Timings]:
+        own = replace(record.segmentation.timings, stages=dict(record.segmentation.timings.stages))
+        return _reply(record, query, own), own
+
+    share = len(picture.body) // len(orders)
+    admitted = [order for order in orders if order.model not in refused]
+    outcomes = await asyncio.gather(
+        *(segment_picture(services, picture, order, share, finish) for order in admitted), return_exceptions=True
+    )
+    found, failed = [], dict(refused)
+    for order, outcome in zip(admitted, outcomes, strict=True):
+        if isinstance(outcome, ServiceError):
+            failed[order.model] = outcome
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            record, (reply, own) = outcome
+            services.metrics.stages(order.model, own)
+            found.append((record, reply))
+    failures = {order.model: failed[order.model] for order in orders if order.model in failed}
+    if not found:
+        raise next(iter(failures.values()))
+    return found, failures
 
 
-def _render(record: Record, timings: Timings, wanted: Format, media_type: str, query: SegmentQuery) -> bytes:
-    if wanted != "json":
-        with timings.stage("encode"):
-            return render_file(record, wanted, media_type, query.alpha)
+def _render(record: Record, query: SegmentQuery, wanted: Format, media_type: str, timings: Timings) -> bytes:
+    of_batch = record.segmentation.timings
+    timings.stages |= of_batch.stages
+    timings.modules, timings.batch_size = of_batch.modules, of_batch.batch_size
+    if wanted == "json":
+        return _reply(record, query, timings).model_dump_json(by_alias=True, exclude_none=True).encode()
+    with timings.stage("encode"):
+        return render_file(record, wanted, media_type, query.alpha)
+
+
+def _reply(record: Record, query: SegmentQuery, timings: Timings) -> SegmentReply:
     with timings.stage("encode"):
         reply = render_json(record, query.parts)
     reply.timings_ms = timings.milliseconds()
-    return reply.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return reply
 
 
-def _headers(record: Record, timings: Timings) -> dict[str, str]:
+def _compare(
+    records: list[Record], replies: list[SegmentReply], failures: list[ModelFailure], timings: Timings
+) -> bytes:
+    reply = ComparisonReply(
+        image=replies[0].image,
+        results=replies,
+        failures=failures,
+        disagreement=disagreement(records) if len(records) > 1 else None,
+        timings_ms=timings.milliseconds(),
+    )
+    reply.timings_ms["total"] = round(1000 * (time.perf_counter() - timings.began["read"]), 3)
+    content = reply.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps({"disagreement": None, **content}).encode()
+
+
+def _headers(records: list[Record], timings: Timings) -> dict[str, str]:
     headers = {"Server-Timing": timings.server_timing(), "Vary": "Accept"}
-    if record.kept:
-        headers["X-Result-Id"] = record.id
-    if record.kept and record.segmentation.traces:
-        headers["Link"] = f'</attention/{record.id}>; rel="attention"'
+    kept = [record for record in records if record.kept]
+    if len(kept) == len(records) == 1:
+        headers["X-Result-Id"] = kept[0].id
+    links = [f'</attention/{record.id}>; rel="attention"' for record in kept if record.segmentation.traces]
+    if links:
+        headers["Link"] = ", ".join(links)
     return headers

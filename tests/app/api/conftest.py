@@ -231,12 +231,14 @@ async def held(serve: Callable[..., AbstractAsyncContextManager[Served]]) -> Asy
 
 @pytest.fixture(scope="session")
 def post_and_leave() -> Callable[..., Coroutine[Any, Any, list[Message]]]:
-    """`post_and_leave(app, chunks, leave)`: POST /segment by a client that hangs up once `leave` is set.
+    """`post_and_leave(app, chunks, leave, query="")`: POST /segment by a client that hangs up once `leave` is set.
 
     Chunks announced but not sent make it hang up in the middle of its upload.
     """
 
-    async def post_and_leave(app: ASGIApp, chunks: list[Message], leave: asyncio.Event) -> list[Message]:
+    async def post_and_leave(
+        app: ASGIApp, chunks: list[Message], leave: asyncio.Event, query: str = ""
+    ) -> list[Message]:
         sent: list[Message] = []
         waiting = iter(chunks)
 
@@ -249,7 +251,7 @@ def post_and_leave() -> Callable[..., Coroutine[Any, Any, list[Message]]]:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        path = {"path": "/segment", "raw_path": b"/segment", "root_path": "", "query_string": b""}
+        path = {"path": "/segment", "raw_path": b"/segment", "root_path": "", "query_string": query.encode()}
         scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "headers": [], **path}
         await app(scope, receive, send)
         return sent

@@ -1,28 +1,19 @@
-"""Image files as the passes that they need."""
+"""Images as the passes that they need."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image as Picture
 
 from app.engine.prepare import expected_passes, prepare
-from app.errors import InvalidParameter, MalformedBody, TooLarge, UnsupportedImage
+from app.errors import InvalidParameter
 from models import ModelSpec
 from models.transforms import resize
 from models.windows import WHOLE, Inference, list_views
 
 SLIDE = Inference("slide", crop=(16, 16), stride=(12, 12))
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Picture.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -31,9 +22,9 @@ def noise(height: int, width: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("wants_traces", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (33, 50), (90, 20), (1, 1), (32, 48)])
-def test_prepared_is_decoded_and_resized(spec: ModelSpec, size: tuple[int, int], wants_traces: bool) -> None:
+def test_prepared_is_resized(spec: ModelSpec, size: tuple[int, int], wants_traces: bool) -> None:
     pixels = noise(*size)
-    (image,) = prepare(png(pixels), 10_000, 1, spec, WHOLE, wants_traces)
+    (image,) = prepare(pixels, 1, spec, WHOLE, wants_traces)
     expected = resize(torch.from_numpy(pixels), spec.preprocessing.input_size(size))
     assert torch.equal(image.pixels, expected)
     assert image.pixels.dtype == torch.uint8
@@ -41,17 +32,8 @@ def test_prepared_is_decoded_and_resized(spec: ModelSpec, size: tuple[int, int],
 
 
 def test_of_a_large_picture_only_the_input_is_kept(spec: ModelSpec) -> None:
-    (image,) = prepare(png(noise(320, 480)), 1_000_000, 1, spec, WHOLE, False)
+    (image,) = prepare(noise(320, 480), 1, spec, WHOLE, False)
     assert image.pixels.untyped_storage().nbytes() == image.pixels.nbytes == 32 * 48 * 3
-
-
-@pytest.mark.parametrize(
-    ("data", "error"),
-    [(b"no image", UnsupportedImage), (png(noise(20, 20)), TooLarge), (png(noise(9, 9))[:-60], MalformedBody)],
-)
-def test_what_cannot_be_prepared(spec: ModelSpec, data: bytes, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        prepare(data, 100, 1, spec, WHOLE, False)
 
 
 # --- several passes
@@ -63,7 +45,7 @@ def test_what_cannot_be_prepared(spec: ModelSpec, data: bytes, error: type[Excep
 )
 def test_each_window_of_each_view_is_a_pass(spec: ModelSpec, inference: Inference) -> None:
     pixels = noise(64, 96)
-    images = prepare(png(pixels), 10_000, 200, spec, inference, wants_traces=False)
+    images = prepare(pixels, 200, spec, inference, wants_traces=False)
     expected = []
     for view in list_views((64, 96), spec.preprocessing, inference):
         resized = resize(torch.from_numpy(pixels), view.size)
@@ -75,7 +57,7 @@ def test_each_window_of_each_view_is_a_pass(spec: ModelSpec, inference: Inferenc
 
 
 def test_a_mirror_image_alone_is_assembled_too(spec: ModelSpec) -> None:
-    images = prepare(png(noise(64, 96)), 10_000, 2, spec, Inference(flip=True), wants_traces=True)
+    images = prepare(noise(64, 96), 2, spec, Inference(flip=True), wants_traces=True)
     assert [image.wants_traces for image in images] == [True, False]
 
 
@@ -85,17 +67,17 @@ def test_traces_are_kept_of_the_usual_view_alone(spec: ModelSpec) -> None:
         (Inference(scales=(0.5,)), [True]),
         (SLIDE, [False] * 12),
     ):
-        images = prepare(png(noise(32, 48)), 10_000, 100, spec, inference, wants_traces=True)
+        images = prepare(noise(32, 48), 100, spec, inference, wants_traces=True)
         assert [image.wants_traces for image in images] == kept
 
 
 def test_windows_share_the_memory_of_their_view(spec: ModelSpec) -> None:
-    images = prepare(png(noise(64, 96)), 10_000, 100, spec, SLIDE, wants_traces=False)
+    images = prepare(noise(64, 96), 100, spec, SLIDE, wants_traces=False)
     assert len({image.pixels.untyped_storage().data_ptr() for image in images}) == 1
     assert {image.input_size for image in images} == {(16, 16)}
 
 
 def test_more_passes_than_the_limit(spec: ModelSpec) -> None:
     with pytest.raises(InvalidParameter, match="96x64 would need 12 passes; the limit is 11") as raised:
-        prepare(png(noise(64, 96)), 10_000, 11, spec, SLIDE, wants_traces=False)
+        prepare(noise(64, 96), 11, spec, SLIDE, wants_traces=False)
     assert (raised.value.limit, raised.value.actual) == (11, 12)

@@ -75,7 +75,7 @@ async def test_a_deadline_passes_while_an_image_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("app.api.routes.segment.prepare", lambda *arguments: gate.wait(60))
+    monkeypatch.setattr("app.api.decoding.prepare", lambda *arguments: gate.wait(60))
     try:
         reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.1"})
     finally:
@@ -179,7 +179,7 @@ async def test_a_client_that_leaves_while_its_image_is_decoded_frees_its_place(
 ) -> None:
     app, _, services, device = held
     gate, leave = threading.Event(), asyncio.Event()
-    monkeypatch.setattr("app.api.routes.segment.prepare", lambda *arguments: gate.wait(60))
+    monkeypatch.setattr("app.api.decoding.prepare", lambda *arguments: gate.wait(60))
     try:
         request = asyncio.create_task(post_and_leave(app, [{"body": street}], leave))
         await until(lambda: services.engine.queue_size == 1)

@@ -1,0 +1,79 @@
+"""An upload, decoded once for all the models that are to segment it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from app.api.dependencies import Services
+from app.api.inference import choose_inference
+from app.api.schemas import SegmentQuery
+from app.engine.prepare import prepare
+from app.engine.staging import Image
+from app.errors import DeadlineExceeded, ServiceError
+from app.imaging import Array, decode
+from app.timings import Timings
+from models import ModelSpec
+
+Prepared = list[Image] | ServiceError
+
+
+class Picture:
+    """What came in. Decoded it can be a hundred times as large: that array is let go as soon as it has been resized."""
+
+    def __init__(self, services: Services, body: bytes, query: SegmentQuery, timings: Timings) -> None:
+        """
+        Args:
+            timings: of the request, which get the stage `decode`
+        """
+        self.body = body
+        self._services, self._query, self._timings = services, query, timings
+        self._asked: list[ModelSpec] = []
+        self._decoding: asyncio.Future[list[Prepared]] | None = None
+        self._waiting = 0
+
+    async def prepared(self, spec: ModelSpec, deadline: float) -> list[Image]:
+        """The passes of one model. All models that ask in the same turn of the event loop share one decoding.
+
+        Raises:
+            UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
+            InvalidParameter: more passes than the limit
+            DeadlineExceeded
+        """
+        place = len(self._asked)
+        self._asked.append(spec)
+        if self._decoding is None or place == 0:
+            self._decoding = asyncio.ensure_future(self._decode())
+        decoding = self._decoding
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                # Shielded: who gives up must not take it from the others.
+                found = (await asyncio.shield(decoding))[place]
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                decoding.cancel()  # it may not have begun yet
+        if isinstance(found, ServiceError):
+            raise found
+        return found
+
+    async def _decode(self) -> list[Prepared]:
+        asked, self._asked = self._asked, []
+        return await self._services.in_codec_thread(self._timings.timed("decode", self._prepare_all), asked)
+
+    def _prepare_all(self, specs: list[ModelSpec]) -> list[Prepared]:
+        try:
+            image = decode(self.body, self._services.settings.max_image_pixels)
+        except ServiceError as exc:
+            return [exc] * len(specs)
+        return [self._prepare(image, spec) for spec in specs]
+
+    def _prepare(self, image: Array, spec: ModelSpec) -> Prepared:
+        inference, max_passes = choose_inference(self._query, spec.inference), self._services.settings.max_passes
+        try:
+            return prepare(image, max_passes, spec, inference, self._query.attention)
+        except ServiceError as exc:
+            return exc
