@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -50,24 +51,26 @@ def export_onnx(spec: ModelSpec, path: Path) -> None:
         CheckpointError: as `load_model`
         ModelError: the packages that write ONNX are not installed
     """
-    exported = Exported(load_model(spec), spec).eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # The exporter's own, about itself.
-            warnings.simplefilter("ignore")
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.onnx.export(
-                exported,
-                (torch.zeros(EXAMPLE),),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-            )
+        for package in ("onnx", "onnxscript"):
+            import_module(package)
     except ImportError as exc:
         raise ModelError(f"{exc}: install seglens[onnx]") from exc
+    exported = Exported(load_model(spec), spec).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter's own, about itself.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            exported,
+            (torch.zeros(EXAMPLE),),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+        )
     assert program is not None
     program.model.metadata_props.update(header(spec))
     unfinished = path.with_suffix(".part")
