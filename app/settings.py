@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if there is one), cpu, cuda or cuda:N."
     )
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="auto (on a CPU with bfloat16, that in part, where masks stay the same) or float32."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of one forward pass; 0 leaves the choice to torch.")
 
     max_body_bytes: int = Field(32 << 20, gt=0, description="Largest request body, in bytes.")

@@ -19,6 +19,7 @@ from app.engine.device import Outcome, Partial, Ran, Segmentation
 from app.engine.memory import clear, reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
+from app.engine.tuning import tune
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
 from app.timings import Timings
 from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
@@ -59,11 +60,12 @@ class Resident:
 class Worker:
     """Owns the device and the models on it. Threads that have `entered` call it, `slots` of them at once."""
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, *, reduced: bool = True) -> None:
         """
         Args:
             device: auto, cpu, cuda or cuda:N
             threads: CPU threads of a forward pass; 0 leaves the choice to torch
+            reduced: bfloat16 in part on a CPU that has it, where masks stay the same
 
         Raises:
             DeviceError: there is no such device
@@ -72,6 +74,7 @@ class Worker:
         if self.device.type == "cpu":
             reuse_heap()
         self._threads = threads
+        self._reduced = reduced
         self._models: dict[str, Resident] = {}
         self._staging = Staging(self.device)
 
@@ -206,6 +209,8 @@ class Worker:
         segmentor.to(self.device)
         if segmentor.prefers_channels_last:
             segmentor.use_channels_last()
+        if self.device.type == "cpu":
+            segmentor = tune(segmentor, spec, reduced=self._reduced)
         return Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
 
     def _check_device(self, cause: Exception) -> None:

@@ -18,7 +18,7 @@ class Refinement(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         resized = F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)
-        mixed: Tensor = self.mix(torch.cat([resized, fine], dim=1))
+        mixed: Tensor = self.mix(torch.cat([resized, fine.to(resized.dtype)], dim=1))
         return mixed
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.fused import can_fuse, has_bfloat16
+from tests.conftest import Serving
 from training.scenes import draw_street
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
@@ -109,3 +111,14 @@ def test_every_module_of_the_network_is_timed(client: httpx.Client) -> None:
     modules = sum(body["timings_ms"][f"module.{name}"] for name in timed - {"upsample_argmax"})
     # One clock for all; each number is rounded to a microsecond.
     assert 0 < modules <= forward + 0.001 * len(timed)
+
+
+@pytest.mark.skipif(not (can_fuse() and has_bfloat16()), reason="this CPU, or torch, has no bfloat16")
+def test_precision_is_as_set_and_masks_hardly_depend_on_it(client: httpx.Client, serving: Serving) -> None:
+    with serving(precision="float32", models="ccnet-mobilenetv2-camvid") as exact:
+        assert "bfloat16" not in exact.log.read_text()
+        with httpx.Client(base_url=exact.url, timeout=60) as other:
+            for seed in SEEDS[:2]:
+                picture, _ = street(seed)
+                mask, want = post(client, picture)[1], post(other, picture)[1]
+                assert 0.999 < (mask == want).mean() < 1

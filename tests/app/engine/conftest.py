@@ -78,6 +78,7 @@ def metrics() -> Metrics:
 def worker(segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A real one, on the CPU, with the tiny network loaded."""
     monkeypatch.setattr("app.engine.worker.load_model", {spec: segmentor}.__getitem__)
-    worker = Worker("cpu", 0)
+    # In float32, which leaves the network the object that tests hook into.
+    worker = Worker("cpu", 0, reduced=False)
     worker.load(spec, spec.name)
     return worker
