@@ -38,6 +38,8 @@ bench: install
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.tail
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.criss_cross
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.instrumentation
 	$(BIN)/python -m benchmarks.eventloop

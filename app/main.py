@@ -59,9 +59,13 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     patch_fastapi(app, redirect_from_root_to_docs=False)
     series = Metrics()
     series.build(__version__, torch.__version__)
-    worker = (
-        Worker(settings.device, settings.threads, reduced=settings.precision == "auto") if worker is None else worker
-    )
+    if worker is None:
+        worker = Worker(
+            settings.device,
+            settings.threads,
+            reduced=settings.precision == "auto",
+            reference_operators=settings.reference_operators,
+        )
     policy = Policy(
         settings.max_batch_size or worker.best_batch_size,
         settings.max_batch_pixels,

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         "auto", description="auto (on a CPU with bfloat16, that in part, where masks stay the same) or float32."
     )
     threads: int = Field(0, ge=0, description="CPU threads of one forward pass; 0 leaves the choice to torch.")
+    reference_operators: bool = Field(
+        False, description="Attend by the definitions, as slow as they are, to check the fast operators by."
+    )
 
     max_body_bytes: int = Field(32 << 20, gt=0, description="Largest request body, in bytes.")
     max_image_pixels: int = Field(40_000_000, gt=0, description="Largest image, in pixels; checked before decoding.")

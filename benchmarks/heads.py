@@ -1,12 +1,12 @@
 """What each head costs, and by how much both papers' attention undercuts the plain Non-local block.
 
-`python -m benchmarks.heads [--rounds N] [--wide]` prints tables and writes benchmarks/results/heads.json.
+`python -m benchmarks.heads [--rounds N]` prints tables and writes benchmarks/results/heads.json.
 
 Settings, batch 1, float32, batch norm folded as the service folds it:
 - ours: the networks that `training` makes, at 640x480, in channels-last memory;
 - paper: the heads as the papers and mmsegmentation have them, on a ResNet's 2048 channels (ANN: and 1024 of stage 3) at
-  stride 8 of a 769x769 crop, CCNet's own setting; features are random;
-- wide (`--wide`, needs 12 GB): the blocks alone on 2048 channels at 256x128, ANN's own setting.
+  stride 8 of a 769x769 crop, CCNet's own setting; features are random.
+The blocks alone at the settings of both papers, beside their published figures, are in `benchmarks.attention`.
 
 Columns:
 - M: million parameters. A head goes from features to context; its classifier, alike in all, counts with the network.
@@ -19,10 +19,6 @@ Attention is the blocks alone, all on the same map: CCNet's two passes; ANN's AP
 the convolution that joins it to its input, as its authors measured it; Non-local's block. `nonlocal` is that block as
 the service runs it, `nonlocal, map kept` the plain one that the papers compare with: its attention map lies in memory.
 ANN's other block, AFNB, is in its head's figures only: it fuses two stages, which the other heads do not.
-
-Comparable with the papers: GFLOPs at `paper` with CCNet's 85 % fewer (its Non-local has a query and key of 64 channels
-and a value of 512; here, as in mmsegmentation, all have 256); MB at `wide` with ANN's 28x less memory, and on CUDA
-its 6x less time. Not comparable: CCNet's 11x less memory, which need not be a forward pass without gradients.
 """
 
 from __future__ import annotations
@@ -43,16 +39,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.forward import SIZE, measure
 from models.folding import fold_batch_norm
-from models.heads.ann import ANNHead, PyramidAttention
-from models.heads.ccnet import CCHead, CrissCrossAttention
+from models.heads.ann import ANNHead
+from models.heads.ccnet import CCHead
 from models.heads.fcn import FCNHead, Head
-from models.heads.non_local import NonLocalBlock, NonLocalHead
+from models.heads.non_local import NonLocalHead
 from training.network import CHANNELS, HeadName, new_segmentor
 
 HEADS: tuple[HeadName, ...] = ("fcn", "ccnet", "ann", "nonlocal")
 PLAIN = "nonlocal, map kept"
 PAPER_MAP = (97, 97)
-WIDE_MAP = (128, 256)
 RESULTS = Path(__file__).parent / "results" / "heads.json"
 
 Run = Callable[[], object]
@@ -78,14 +73,6 @@ def paper_heads() -> dict[str, Head]:
         "ccnet": CCHead(2048, 512, 19),
         "ann": ANNHead((1024, 2048), 512, 19),
         "nonlocal": NonLocalHead(2048, 512, 19),
-    }
-
-
-def wide_blocks() -> dict[str, nn.Module]:
-    return {
-        "ccnet": CrissCrossAttention(2048, 256),
-        "ann": PyramidAttention(2048, 2048, 2048, 256, shared=True),
-        "nonlocal": NonLocalBlock(2048, 256),
     }
 
 
@@ -194,14 +181,6 @@ def paper_parts(device: torch.device) -> dict[str, dict[str, Part]]:
     return {"head": head_parts(heads, features), "attention": attention_parts(blocks_of(heads), reduced)}
 
 
-def wide_parts(device: torch.device) -> dict[str, dict[str, Part]]:
-    blocks = wide_blocks()
-    for block in blocks.values():
-        fold_batch_norm(block.eval())
-        block.to(device)
-    return {"attention": attention_parts(blocks, torch.randn(1, 2048, *WIDE_MAP, device=device))}
-
-
 def ratios(table: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
     """What the papers' attention costs, as a part of the plain Non-local block's cost."""
     plain = table[PLAIN]
@@ -231,16 +210,14 @@ def show_ratios(title: str, table: Mapping[str, Mapping[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--wide", action="store_true", help="also the blocks at ANN's setting; needs 12 GB")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     results = {}
 
     print(f"heads on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    settings = [("ours", our_parts), ("paper", paper_parts), *([("wide", wide_parts)] if arguments.wide else [])]
     with torch.inference_mode():
-        for setting, parts_on in settings:
+        for setting, parts_on in (("ours", our_parts), ("paper", paper_parts)):
             results[setting] = {
                 what: costs(parts, arguments.rounds, device) for what, parts in parts_on(device).items()
             }

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
 Cell = tuple[int, int]
@@ -135,14 +136,6 @@ def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Ten
     return torch.stack(
         [pooling_matrix(height, scale).T @ weights @ pooling_matrix(width, scale) for scale, weights in anchors.items()]
     ).sum(0)
-
-
-def pooling_matrix(size: int, cells: int) -> Tensor:
-    """[cells, size], row i averaging the positions that adaptive pooling gives to cell i; windows may overlap."""
-    position, cell = torch.arange(size), torch.arange(cells).unsqueeze(1)
-    start, end = cell * size // cells, -((-(cell + 1) * size) // cells)
-    window = ((position >= start) & (position < end)).double()
-    return window / window.sum(1, keepdim=True)
 
 
 def _cross(on_column: Tensor, on_row: Tensor, cell: Cell) -> Tensor:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.attention_maps import back_projected_map, by_scale, pooling_matrix
+from models.attention_maps import back_projected_map, by_scale
+from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
 MOST_EXACT = 1 << 21  # weights that are kept in float64; more are kept in float32, computed in float64

@@ -16,6 +16,10 @@ import httpx
 import pytest
 import torch
 
+# Without a GPU kernels are interpreted on the CPU, if this is said before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"SEGLENS_PORT": "0", "SEGLENS_DEVICE": "cpu", "SEGLENS_THREADS": "1"}
 

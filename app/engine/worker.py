@@ -24,6 +24,7 @@ from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
 from app.timings import Timings
 from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
+from models.operators import choose_operators
 from models.ops.upsample import upsample_argmax
 from models.transforms import normalize
 from models.windows import list_views
@@ -60,12 +61,13 @@ class Resident:
 class Worker:
     """Owns the device and the models on it. Threads that have `entered` call it, `slots` of them at once."""
 
-    def __init__(self, device: str, threads: int, *, reduced: bool = True) -> None:
+    def __init__(self, device: str, threads: int, *, reduced: bool = True, reference_operators: bool = False) -> None:
         """
         Args:
             device: auto, cpu, cuda or cuda:N
             threads: CPU threads of a forward pass; 0 leaves the choice to torch
             reduced: bfloat16 in part on a CPU that has it, where masks stay the same
+            reference_operators: attend by the definitions, to check the fast operators by
 
         Raises:
             DeviceError: there is no such device
@@ -75,6 +77,7 @@ class Worker:
             reuse_heap()
         self._threads = threads
         self._reduced = reduced
+        self._reference_operators = reference_operators
         self._models: dict[str, Resident] = {}
         self._staging = Staging(self.device)
 
@@ -209,6 +212,7 @@ class Worker:
         segmentor.to(self.device)
         if segmentor.prefers_channels_last:
             segmentor.use_channels_last()
+        choose_operators(segmentor, self.device, reference=self._reference_operators)
         if self.device.type == "cpu":
             segmentor = tune(segmentor, spec, reduced=self._reduced)
         return Resident(spec, segmentor, ModuleTimer(segmentor, self.device))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.heads.fcn import Head
 from models.layers import ConvModule
-from models.ops.attention import dense_attention, pyramid_pool
+from models.ops.attention import Attend, Pool, dense_attention, pyramid_pool
 from models.traces import Block, Trace
 
 POOL_SCALES = (1, 3, 6, 8)  # 110 anchors (section 3.2)
@@ -35,13 +35,17 @@ class PyramidAttention(nn.Module):
         for parameter in self.out_project.parameters():
             nn.init.zeros_(parameter)
         self.scale = inner**-0.5
+        self.attend: Attend = dense_attention
+        self.pool: Pool = pyramid_pool
 
     def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Context [B, out, H, W], the query [B, C, H, W] and the pooled key [B, C, S] that led there."""
-        query = self.query_project(query_map)
-        key = pyramid_pool(self.key_project(key_map), POOL_SCALES)
-        value = pyramid_pool(self.value_project(key_map), POOL_SCALES)
-        return self.out_project(dense_attention(query, key, value, self.scale)), query, key
+        projected = self.key_project(key_map)
+        shared = self.query_project is self.key_project and query_map is key_map
+        query = projected if shared else self.query_project(query_map)
+        key = self.pool(projected, POOL_SCALES)
+        value = self.pool(self.value_project(key_map), POOL_SCALES)
+        return self.out_project(self.attend(query, key, value, self.scale)), query, key
 
 
 class AsymmetricBlock(nn.Module):

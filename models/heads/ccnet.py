@@ -1,5 +1,7 @@
 """CCNet: Criss-Cross Attention for Semantic Segmentation (arXiv 1811.11721)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +20,16 @@ class CrissCrossAttention(nn.Module):
         self.key_conv = nn.Conv2d(channels, query_channels, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
         self.gamma = Scale()
+        self.attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = criss_cross_attention
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
         # One copy here, so that the attention, which reads lines of positions, need not copy all that it is given.
         x = x.contiguous(memory_format=torch.channels_last)
         query, key = self.query_conv(x), self.key_conv(x)
-        context, _ = criss_cross_attention(query, key, self.value_conv(x))
-        return self.gamma(context) + x, query, key
+        context, _ = self.attend(query, key, self.value_conv(x))
+        # gamma * context + x, without the product in memory
+        return torch.addcmul(x, context, self.gamma.scale), query, key
 
 
 class CCHead(FCNHead):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.heads.fcn import Head
 from models.layers import ConvModule, Scale
-from models.ops.attention import dense_attention
+from models.ops.attention import Attend, dense_attention
 from models.traces import Trace
 
 
@@ -20,11 +20,12 @@ class PositionAttention(nn.Module):
         self.key_project = nn.Conv2d(channels, query_channels, 1)
         self.value_project = nn.Conv2d(channels, channels, 1)
         self.gamma = Scale()
+        self.attend: Attend = dense_attention
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
         query, key = self.query_project(x), self.key_project(x)
-        context = dense_attention(query, key.flatten(2), self.value_project(x).flatten(2), 1.0)
+        context = self.attend(query, key.flatten(2), self.value_project(x).flatten(2), 1.0)
         return self.gamma(context) + x, query, key
 
 

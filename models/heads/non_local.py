@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from models.heads.fcn import FCNHead
 from models.layers import ConvModule
-from models.ops.attention import dense_attention
+from models.ops.attention import Attend, dense_attention
 from models.traces import Trace
 
 
@@ -32,11 +32,12 @@ class NonLocalBlock(nn.Module):
         # The block starts as an identity (section 4.1 of the paper).
         nn.init.zeros_(self.conv_out.bn.weight)
         self.scale = inner_channels**-0.5
+        self.attend: Attend = dense_attention
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
         query, key = self.theta(x), self.phi(x)
-        context = dense_attention(query, key.flatten(2), self.g(x).flatten(2), self.scale)
+        context = self.attend(query, key.flatten(2), self.g(x).flatten(2), self.scale)
         return x + self.conv_out(context), query, key
 
 

@@ -4,9 +4,16 @@ Non-local: Wang et al., arXiv 1711.07971. Pyramid pooling of keys and values: AN
 section 3.2, whose pooling (1, 3, 6, 8) gives 110 anchors.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.ops.blocks import DENSE_ELEMENTS, blocks, runs_in_place
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Pool = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -29,9 +36,31 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     """
     # Torch's fused kernel wants each position's channels side by side, or else falls back to the whole map.
     # In channels-last memory they are, and nothing is copied.
-    queries, keys, values = (x.transpose(1, 2).contiguous().unsqueeze(1) for x in (query.flatten(2), key, value))
-    context = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
-    return context.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])
+    queries, keys, values = (x.transpose(1, 2).contiguous() for x in (query.flatten(2), key, value))
+    if key.shape[1] != value.shape[1] and runs_in_place(query, key, value):
+        context = _attend_by_blocks(queries, keys, values, scale)
+    else:
+        one_head = queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
+        context = F.scaled_dot_product_attention(*one_head, scale=scale)
+    return context.view(-1, *query.shape[2:], value.shape[1]).permute(0, 3, 1, 2)
+
+
+def _attend_by_blocks(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """What torch's fused kernel for a CPU does, which wants as many channels in the values as in the keys.
+
+    Args:
+        queries: [B, N, C]
+        keys: [B, S, C]
+        values: [B, S, V]
+
+    Returns:
+        [B, N, V]
+    """
+    context = values.new_empty(*queries.shape[:2], values.shape[2])
+    for query, key, value, out in zip(queries, keys, values, context, strict=True):
+        for part in blocks(len(query), len(key), DENSE_ELEMENTS):
+            torch.mm((query[part] @ key.mT).mul_(scale).softmax(-1), value, out=out[part])
+    return context
 
 
 def pyramid_pool_reference(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
@@ -42,20 +71,37 @@ def pyramid_pool_reference(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
 def pyramid_pool(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
     """Average-pool to a grid per scale and list all cells, coarse to fine, each grid row by row.
 
-    The windows are written as matrices, the rows of all scales in one: the map is read once instead
-    of once a scale, and an exporter finds nothing but products, right for a map of any size (ONNX has
-    no adaptive pooling).
-
     Args:
         x: [B, C, H, W]; a map smaller than a grid is fine, its windows overlap
 
     Returns:
         [B, C, S], S the sum of the squared scales
     """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _pool_by_products(x, pool_scales)
+    return pyramid_pool_reference(x, pool_scales)
+
+
+def pooling_matrix(
+    size: int, *scales: int, device: torch.device | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Adaptive average pooling of a line, as a matrix [sum of scales, size]; windows may overlap."""
+    scale = torch.tensor([[scale] for scale in scales for _ in range(scale)], device=device)
+    cell = torch.tensor([[cell] for scale in scales for cell in range(scale)], device=device)
+    pixel = torch.arange(size, device=device)
+    # A cell averages all pixels that it overlaps.
+    overlaps = (pixel * scale < (cell + 1) * size) & ((pixel + 1) * scale > cell * size)
+    windows: Tensor = overlaps.to(dtype) / overlaps.sum(1, keepdim=True)
+    return windows
+
+
+def _pool_by_products(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
+    """With windows as matrices an exporter finds products alone, right at any size; ONNX has no adaptive pooling."""
     height, width = x.shape[2:]
     with torch.autocast(x.device.type, enabled=False):
         exact = torch.promote_types(x.dtype, torch.float32)
-        by_rows, by_columns = (_windows(size, pool_scales, x.device, exact) for size in (height, width))
+        by_rows = pooling_matrix(height, *pool_scales, device=x.device, dtype=exact)
+        by_columns = pooling_matrix(width, *pool_scales, device=x.device, dtype=exact)
         # [sum of scales, H] x [B, H, W * C], which in channels-last memory is a view
         rows = by_rows @ x.to(exact).permute(0, 2, 3, 1).flatten(2)
         rows = rows.view(*rows.shape[:2], width, -1)
@@ -65,12 +111,3 @@ def pyramid_pool(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:
             cells.append((by_columns[band] @ rows[:, band]).flatten(1, 2))  # [B, scale * scale, C]
             first += scale
         return torch.cat(cells, dim=1).transpose(1, 2).to(x.dtype)
-
-
-def _windows(size: int, pool_scales: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Adaptive pooling of a line, as a matrix [sum of scales, size]: a cell averages all pixels that it overlaps."""
-    scales = torch.tensor([[scale] for scale in pool_scales for _ in range(scale)], device=device)
-    cells = torch.tensor([[cell] for scale in pool_scales for cell in range(scale)], device=device)
-    pixels = torch.arange(size, device=device)
-    overlaps = (pixels * scales < (cells + 1) * size) & ((pixels + 1) * scales > cells * size)
-    return overlaps.to(dtype) / overlaps.sum(1, keepdim=True)

@@ -4,13 +4,10 @@ Each position attends to its own column and row, H + W - 1 positions instead of 
 is not scaled, and the position itself, which lies on both arms, counts once: in the row.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-# Affinities at a time: a MiB of float32, which stays in a core's cache until it has met the values.
-BLOCK_ELEMENTS = 1 << 18
+from models.ops.blocks import LINE_ELEMENTS, blocks, runs_in_place
 
 
 def criss_cross_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,20 +37,9 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
     """
     inputs = query, key, value
     with torch.autocast(query.device.type, enabled=False):
-        if _fits_blocks(inputs):
+        if runs_in_place(*inputs):
             return _attend_by_blocks(*inputs)
         return _attend_at_once(*inputs)
-
-
-def _fits_blocks(inputs: tuple[Tensor, ...]) -> bool:
-    """Whether this is plain inference on a CPU: a gradient or a graph of an operation in place would cost more."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # as OpenVINO does
-        return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return False
-    return all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in inputs)
 
 
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +83,7 @@ def _attend_by_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 def _attend_along_rows(query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor) -> None:
     """Attention of each position to its row alone, written to context [H, W, V] and logsumexp [H, W]."""
     query, key, value = (x.permute(1, 2, 0) for x in (query, key, value))  # [H, W, C]
-    for part in _blocks(len(query), query.shape[1] ** 2):
+    for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
         weights = query[part] @ key[part].mT
         highest = weights.amax(-1, keepdim=True)
         total = weights.sub_(highest).exp_().sum(-1, keepdim=True)
@@ -110,7 +96,7 @@ def _attend_along_columns(query: Tensor, key: Tensor, value: Tensor, context: Te
     query, key, value = (x.permute(2, 1, 0) for x in (query, key, value))  # [W, H, C]
     context, logsumexp = context.transpose(0, 1), logsumexp.T
     itself = _diagonal(query.shape[1], query.device)
-    for part in _blocks(len(query), query.shape[1] ** 2):
+    for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
         weights = (query[part] @ key[part].mT).masked_fill_(itself, float("-inf"))
         on_row = logsumexp[part].unsqueeze(-1)  # [n, H, 1]
         highest = torch.maximum(weights.amax(-1, keepdim=True), on_row)
@@ -119,12 +105,6 @@ def _attend_along_columns(query: Tensor, key: Tensor, value: Tensor, context: Te
         seen = weights.div_(total) @ value[part]
         torch.addcmul(seen, context[part], kept.div_(total), out=context[part])
         logsumexp[part] = highest.add_(total.log_()).squeeze(-1)
-
-
-def _blocks(lines: int, affinities: int) -> Iterator[slice]:
-    """Lines in blocks, given how many affinities a line has."""
-    size = max(1, BLOCK_ELEMENTS // affinities)
-    return (slice(first, first + size) for first in range(0, lines, size))
 
 
 def _diagonal(size: int, device: torch.device) -> Tensor:

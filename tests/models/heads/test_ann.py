@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.heads.ann import ANNHead, AsymmetricBlock
+from models.heads.ann import ANNHead, AsymmetricBlock, PyramidAttention
 from models.ops.attention import pyramid_pool
 from models.traces import Trace
 
@@ -101,3 +101,14 @@ def test_a_module_in_half_precision_runs(head: ANNHead) -> None:
     expected = head.float()(features)[0]
     got = head.bfloat16()({name: feature.bfloat16() for name, feature in features.items()})[0]
     assert (got.float() - expected).norm() <= 4 * torch.finfo(torch.bfloat16).eps * expected.norm()
+
+
+def test_a_shared_projection_of_one_map_is_made_once(randomize: Randomize) -> None:
+    block = PyramidAttention(6, 6, 6, (4, 4), shared=True).eval()
+    randomize(block)
+    x, calls = torch.randn(1, 6, 7, 5), []
+    block.key_project.register_forward_hook(lambda *_: calls.append(1))
+    once = block(x, x)
+    assert len(calls) == 1
+    torch.testing.assert_close(block(x, x.clone()), once)
+    assert len(calls) == 3

@@ -4,10 +4,18 @@ from math import ceil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.profiler import ProfilerActivity, profile
 
-from models.ops.attention import dense_attention, dense_attention_reference, pyramid_pool, pyramid_pool_reference
+from models.ops.attention import (
+    dense_attention,
+    dense_attention_reference,
+    pooling_matrix,
+    pyramid_pool,
+    pyramid_pool_reference,
+)
 
 SCALE = 0.3  # not the default of torch's attention, 4**-0.5 here
 CASES = [(7, 5, 11), (1, 9, 3), (9, 1, 4), (1, 1, 1), (17, 13, 110)]
@@ -85,6 +93,25 @@ def test_channels_last_gives_the_same() -> None:
     torch.testing.assert_close(got, dense_attention(query, key, value, SCALE))
 
 
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("height", "width", "keys"), CASES)
+def test_blocks_give_what_the_reference_does(height: int, width: int, keys: int, dtype: torch.dtype) -> None:
+    inputs = [tensor.detach().to(dtype) for tensor in random_inputs(height, width, keys)]
+    exact = dense_attention_reference(*(tensor.double() for tensor in inputs), SCALE)
+    torch.testing.assert_close(dense_attention(*inputs, SCALE).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_no_map_of_all_pairs_is_made(channels: int) -> None:
+    """Neither with as many channels in the values as in the keys, nor with more."""
+    query, key, value = torch.randn(1, 4, 96, 96), torch.randn(1, 4, 96 * 96), torch.randn(1, channels, 96 * 96)
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        dense_attention(query, key, value, SCALE)
+    largest = max(event.cpu_memory_usage for event in profiler.events())
+    assert 0 < largest < 4 * (96 * 96) ** 2 / 8
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (33, 25), (7, 5), (1, 9), (9, 1), (1, 1)])
 def test_pyramid_pool_lists_window_means_coarse_to_fine(height: int, width: int) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
@@ -101,6 +128,22 @@ def test_pooling_costs_no_more_than_rounding_once(height: int, width: int, dtype
     got = pyramid_pool(x, (1, 3, 6, 8))
     assert got.dtype == dtype
     assert (got.double() - want).norm() <= max(2 * (want.to(dtype).double() - want).norm(), 1e-6 * want.norm())
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 97, 128])
+def test_a_pooling_matrix_does_what_torch_does(size: int) -> None:
+    line = torch.randn(2, 3, size, dtype=torch.float64)
+    expected = torch.cat([F.adaptive_avg_pool1d(line, scale) for scale in (1, 3, 6, 8)], dim=2)
+    torch.testing.assert_close(line @ pooling_matrix(size, 1, 3, 6, 8).T, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")  # OpenVINO goes through it
+@pytest.mark.filterwarnings("ignore:torch.tensor results are registered as constants")  # the scales, which are
+def test_pooling_traced_is_products_too() -> None:
+    traced = torch.jit.trace(lambda x: pyramid_pool(x, (1, 3, 6, 8)), torch.randn(2, 4, 12, 17))
+    assert "adaptive" not in str(traced.graph)
+    x = torch.randn(2, 4, 12, 17)
+    torch.testing.assert_close(traced(x), pyramid_pool_reference(x, (1, 3, 6, 8)))
 
 
 def test_pooling_exported_once_is_right_at_any_size() -> None:

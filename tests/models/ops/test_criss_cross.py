@@ -126,14 +126,6 @@ def test_autocast_does_not_lower_the_precision() -> None:
     torch.testing.assert_close(got, expected)
 
 
-@pytest.fixture(params=[1, 40, 1 << 18], ids="{} affinities at a time".format)
-def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one line, of some lines, and of all; whatever is not written reads as NaN."""
-    monkeypatch.setattr(criss_cross, "BLOCK_ELEMENTS", request.param)
-    empty = Tensor.new_empty
-    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
-
-
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,0 +1,123 @@
+"""Criss-cross attention alone: our forms beside the einsum form that mmcv has.
+
+`python -m benchmarks.criss_cross [--rounds N]` prints a table and writes benchmarks/results/criss_cross.json.
+
+Affinity, softmax and aggregation of one image, float32, 64 query and 512 value channels, on the three grids that the
+papers' images have at stride 8; `block` is with the three projections and the residual, on a map in NCHW memory.
+The einsum form gets NCHW memory, which it is written for, ours gets channels-last, which the block gives it. The heap
+is kept as the service keeps it: all forms profit. Columns: CPU ms over all threads (on CUDA: wall ms), the median of
+rounds in which all forms take turns; MB at once beyond the inputs, the result included, and of those the result's own;
+how far the result is from float64, at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.engine.memory import reuse_heap
+from benchmarks.forward import measure
+from benchmarks.heads import peak_memory
+from benchmarks.machine import describe
+from models.heads.ccnet import CrissCrossAttention
+from models.ops.criss_cross import criss_cross_attention, criss_cross_attention_reference
+
+GRIDS = ((64, 128), (97, 97), (128, 256))
+QUERY_CHANNELS, VALUE_CHANNELS = 64, 512
+RESULTS = Path(__file__).parent / "results" / "criss_cross.json"
+
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def einsum_form(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What mmcv's module computes between its projections, operation by operation (mmcv 2.x)."""
+    height = query.shape[2]
+    diagonal = torch.diag(torch.full((height,), float("-inf"), device=query.device, dtype=query.dtype))
+    column = (torch.einsum("bchw,bciw->bwhi", query, key) + diagonal).transpose(1, 2)
+    row = torch.einsum("bchw,bchj->bhwj", query, key)
+    attention = torch.cat([column, row], dim=-1).softmax(-1)
+    context = torch.einsum("bciw,bhwi->bchw", value, attention[..., :height])
+    context += torch.einsum("bchj,bhwj->bchw", value, attention[..., height:])
+    return context
+
+
+def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return criss_cross_attention(query, key, value)[0]
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return criss_cross_attention_reference(query, key, value)[0]
+
+
+def random_inputs(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Query and key so that affinities are a few units, as trained networks have them."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (QUERY_CHANNELS, 0.5), (QUERY_CHANNELS, 0.5), (VALUE_CHANNELS, 1.0)
+    return [(torch.randn(1, size, *grid, generator=generator) * spread).to(device) for size, spread in sizes]
+
+
+def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    inputs = random_inputs(grid, device)
+    channels_last = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+    exact = reference(*(x.double() for x in inputs))
+    block = CrissCrossAttention(VALUE_CHANNELS, QUERY_CHANNELS).eval().to(device)
+
+    def block_with_einsum() -> Tensor:
+        x = inputs[2]
+        context = einsum_form(block.query_conv(x), block.key_conv(x), block.value_conv(x))
+        out: Tensor = block.gamma(context) + x
+        return out
+
+    runs: dict[str, Callable[[], Tensor]] = {
+        "einsum form": lambda: einsum_form(*inputs),
+        "reference": lambda: reference(*inputs),
+        "ours": lambda: ours(*channels_last),
+        "block, einsum form": block_with_einsum,
+        "block, ours": lambda: block(inputs[2])[0],
+    }
+    errors = {name: float((run().double() - exact).abs().max()) for name, run in runs.items() if "block" not in name}
+    seconds = measure(runs, rounds, device)
+    return {
+        name: {
+            "seconds": seconds[name],
+            "peak_bytes": peak_memory(run, device),
+            "result_bytes": run().nbytes,
+            **({"error": errors[name]} if name in errors else {}),
+        }
+        for name, run in runs.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
+    reuse_heap()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = {}
+    with torch.inference_mode():
+        for grid in GRIDS:
+            name = f"{grid[0]}x{grid[1]}"
+            table = results[name] = rows(grid, rounds, device)
+            print(f"\n{name:<22}{'ms':>8}{'x':>8}{'MB':>10}{'its result':>12}{'error':>12}")
+            for form, row in table.items():
+                base = table["block, einsum form" if "block" in form else "einsum form"]
+                print(
+                    f"{form:<22}{1000 * row['seconds']:8.1f}{base['seconds'] / row['seconds']:8.2f}"
+                    f"{row['peak_bytes'] / 1e6:10.1f}{row['result_bytes'] / 1e6:12.1f}{row.get('error', 0):12.1e}",
+                    flush=True,
+                )
+    RESULTS.write_text(
+        json.dumps({"measured_on": {**describe(device), "rounds": rounds}, "forms": results}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

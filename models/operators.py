@@ -1,0 +1,39 @@
+"""Which operators a network attends with: chosen once, for the device that it is on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.heads.ann import PyramidAttention
+from models.heads.ccnet import CrissCrossAttention
+from models.heads.danet import PositionAttention
+from models.heads.non_local import NonLocalBlock
+from models.ops.attention import dense_attention_reference, pyramid_pool_reference
+from models.ops.criss_cross import criss_cross_attention_reference
+
+
+def choose_operators(network: nn.Module, device: torch.device, *, reference: bool = False) -> None:
+    """Have a network run the fastest operators for inference there; without this it has those that can also learn.
+
+    Args:
+        reference: take the definitions instead, as slow as they are, to check the others by
+    """
+    for module in network.modules():
+        if isinstance(module, CrissCrossAttention):
+            if reference:
+                module.attend = criss_cross_attention_reference
+            elif device.type == "cuda":
+                _take_kernels(module)
+        elif reference and isinstance(module, PyramidAttention | PositionAttention | NonLocalBlock):
+            module.attend = dense_attention_reference
+            if isinstance(module, PyramidAttention):
+                module.pool = pyramid_pool_reference
+
+
+def _take_kernels(module: CrissCrossAttention) -> None:
+    try:
+        from models.ops.criss_cross_triton import criss_cross_attention_triton
+    except ImportError:  # no Triton for this system, as for Windows
+        return
+    module.attend = criss_cross_attention_triton

@@ -1,0 +1,27 @@
+"""Attention in blocks small enough for a CPU's cache: when it may be, and how large they are."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Affinities at a time. Of lines a MiB of float32, which stays in a core's cache until it has met its own values; of
+# all pairs 16 MiB, since each block reads all values.
+LINE_ELEMENTS, DENSE_ELEMENTS = 1 << 18, 1 << 22
+
+
+def runs_in_place(*inputs: Tensor) -> bool:
+    """Whether this is plain inference on a CPU: a gradient or a graph of operations in place would cost more."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # as OpenVINO does
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return False
+    return all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in inputs)
+
+
+def blocks(count: int, affinities: int, at_once: int) -> Iterator[slice]:
+    """So many lines or queries in blocks, given how many affinities each has and how many may be made at once."""
+    size = max(1, at_once // affinities)
+    return (slice(first, first + size) for first in range(0, count, size))
