@@ -164,7 +164,11 @@ def open_spans(environment: Mapping[str, str]) -> Spans | None:
     except ModuleNotFoundError as exc:
         log.warning("OTEL_* variables ask for spans, but %s is not installed: pip install 'seglens[otel]'", exc.name)
         return None
-    return Spans(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        return Spans(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as exc:
+        log.warning("OTEL_* variables ask for spans, but none are written: %s", exc)
+        return None
 
 
 def _attributes(request: Answered) -> dict[str, str | int]:

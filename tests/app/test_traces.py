@@ -243,6 +243,14 @@ def test_without_the_extra_it_is_said_and_the_rest_goes_on(
     assert "seglens[otel]" in caplog.text
 
 
+def test_a_variable_that_the_sdk_refuses_stops_no_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+    assert open_spans({WHERE: "http://collector:4318"}) is None
+    assert "max_queue_size" in caplog.text
+
+
 @dataclass
 class Receiver:
     """What speaks OTLP over HTTP, and keeps what it is sent."""

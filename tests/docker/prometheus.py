@@ -26,6 +26,13 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.2)  # another process: there is nothing to wait on
+
+
 @dataclass(frozen=True)
 class Prometheus:
     url: str
@@ -42,10 +49,7 @@ class Prometheus:
         return {sample["metric"]["alertname"] for sample in self.query('ALERTS{alertstate="firing"}')}
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-            time.sleep(0.2)  # another process: there is nothing to wait on
+        until(condition, what)
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def prometheus(folder: Path, targets: Sequence[str], shorter: Mapping[str, str])
     del job["dns_sd_configs"]  # there is no such name outside of the containers' network
     job["static_configs"] = [{"targets": list(targets)}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = _free_port()
+    port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -99,7 +103,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

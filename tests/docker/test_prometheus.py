@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_each_alert_leads_to_what_to_do(name: str) -> None:
 def test_no_alert_is_described_that_is_none() -> None:
     text = (ROOT / "OPERATIONS.md").read_text()
     assert set(re.findall(r"^### (SegLens\w+)$", text, re.MULTILINE)) == set(ALERTS)
+
+
+def test_the_panels_that_the_answers_name_are_on_the_dashboard() -> None:
+    board = json.loads((ROOT / "docker/grafana/dashboards/seglens.json").read_text())
+    answers = (ROOT / "OPERATIONS.md").read_text().partition("## Alerts\n")[2]
+    named = set(re.findall(r'"(\w[^"\n]+)"', answers))
+    assert len(named) > 8
+    assert named - {panel["title"] for panel in board["panels"]} == set()
 
 
 def metrics_in(text: str) -> set[str]:

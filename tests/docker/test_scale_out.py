@@ -1,0 +1,114 @@
+"""Several instances behind docker/haproxy: who made a result is asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.docker.prometheus import ROOT, free_port, until
+from tests.servers import picture
+
+CONFIG = ROOT / "docker" / "haproxy" / "haproxy.cfg"
+OVERRIDE = (ROOT / "docker" / "scale-out.yml").read_text()
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("haproxy") is None, reason="haproxy is not installed (on Debian: apt-get install haproxy)"
+)
+
+
+@contextmanager
+def proxy(folder: Path, hosts: list[str]) -> Iterator[str]:
+    """HAProxy by our configuration, but for where instances are, and a header that tells which one has answered."""
+    port = free_port()
+    known = "\n".join(f"    server s{number} {host} check inter 100 rise 1" for number, host in enumerate(hosts))
+    text, count = re.subn(r"^    server-template .*$", known, CONFIG.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    text = text.replace("bind :8000", f"bind 127.0.0.1:{port}") + "    http-response set-header X-Served-By %s\n"
+    (folder / "haproxy.cfg").write_text(text)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: _answers(f"{url}/readyz"), (folder / "log").read_text())
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def scaled(
+    serving: Callable[..., AbstractContextManager[tuple[str, Path, Any]]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Two instances, each with room for one image to wait, behind one address."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serving(max_queue_size="1", default_model=MODEL, models=MODEL))[0] for _ in "ab"]
+        hosts = [url.removeprefix("http://") for url in urls]
+        yield stack.enter_context(proxy(tmp_path_factory.mktemp("proxy"), hosts))
+
+
+MODEL = "ccnet-mobilenetv2-camvid"
+
+
+def test_a_result_is_found_where_it_was_made(scaled: str) -> None:
+    made = [httpx.post(f"{scaled}/segment", content=picture(value), timeout=60) for value in range(4)]
+    assert {reply.headers["x-served-by"] for reply in made} == {"s0", "s1"}
+    for reply in made:
+        links = reply.json()["links"]
+        for path in (links["mask"], links["overlay"], f"{links['attention']}?x=1&y=1", f"{links['attention']}/info"):
+            found = httpx.get(f"{scaled}{path}", timeout=60)
+            assert (found.status_code, found.headers["x-served-by"]) == (200, reply.headers["x-served-by"])
+
+
+async def test_who_was_refused_comes_back_to_its_place_in_line(scaled: str) -> None:
+    async with httpx.AsyncClient(base_url=scaled, timeout=60) as http:
+
+        async def client(number: int) -> tuple[str, str] | None:
+            """Which instance refused it, and which it came back to."""
+            headers = {"X-Request-ID": f"client-{number}"}
+            first = await http.post("/segment", content=picture(number), headers=headers)
+            if first.status_code == 200:
+                return None
+            assert first.status_code == 429, first.text
+            again = await http.post("/segment", content=picture(number), headers=headers)
+            return first.headers["x-served-by"], again.headers["x-served-by"]
+
+        refused = [seen for seen in await asyncio.gather(*map(client, range(16))) if seen is not None]
+    assert len(refused) >= 4
+    assert [came for came in refused if came[0] != came[1]] == []
+
+
+def test_metrics_stay_inside(scaled: str) -> None:
+    assert httpx.get(f"{scaled}/metrics").status_code == 404
+
+
+def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_path: Path) -> None:
+    plain = OVERRIDE.replace("!reset ", "")  # Compose's own tag, which its schema does not know
+    (tmp_path / "scale-out.yml").write_text(plain)
+    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*command, tmp_path / "scale-out.yml"], check=True, timeout=60)
+    services = yaml.safe_load(plain)["services"]
+    assert services["api"] == {"ports": []}
+    proxy = services["proxy"]
+    others = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert proxy["ports"] == others["api"]["ports"]
+    for name in ("read_only", "cap_drop", "security_opt", "restart", "pids_limit"):
+        assert proxy[name] == others["prometheus"][name]
