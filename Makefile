@@ -41,6 +41,7 @@ bench: install
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.criss_cross
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.sizing
 	$(BIN)/python -m benchmarks.instrumentation
 	$(BIN)/python -m benchmarks.eventloop
 	$(BIN)/python -m benchmarks.page

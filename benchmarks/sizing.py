@@ -1,0 +1,138 @@
+"""How much memory the server needs: by model, by size of image, and with as many callers as its queue holds.
+
+`python -m benchmarks.sizing` starts a server for each bundled model and one for all of them, prints the resident memory
+after the start and the peak with each load, and writes benchmarks/results/sizing.json. Results are not kept meanwhile:
+what SEGLENS_MAX_RESULT_BYTES allows comes on top. Linux alone tells such peaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import torch
+from PIL import Image
+
+from app import __version__
+from models import list_models
+from training.scenes import draw_street
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "sizing.json"
+PORT = 18767
+CALLERS = 64  # as many as may wait
+ONE_BY_ONE = 4
+# The last size is the largest that is accepted. What a load leaves in the heap counts in the next.
+LOADS = (
+    *(((480, 360), 1), ((1024, 512), 1), ((2048, 1024), 1), ((8000, 5000), 1)),
+    *(((2048, 1024), CALLERS), ((8000, 5000), CALLERS)),
+)
+
+
+def status_mb(pid: int, name: str) -> int:
+    """A line of /proc/PID/status, in MB."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return round(int(found.group(1)) * 1024 / 1e6)
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def picture(width: int, height: int) -> bytes:
+    """A street as a JPEG: a drawn one of 480x360, made larger."""
+    buffer = io.BytesIO()
+    Image.fromarray(draw_street(1, 480, 360)[0]).resize((width, height)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@contextmanager
+def serving(models: list[str]) -> Iterator[tuple[int, str]]:
+    """Process id and address of a server that is ready."""
+    own = {"PORT": str(PORT), "DEVICE": "cpu", "MODELS": ",".join(models), "DEFAULT_MODEL": models[0]}
+    own |= {"MAX_RESULT_BYTES": "1", "LOG_LEVEL": "warning"}
+    settings = {f"SEGLENS_{name}": value for name, value in own.items()}
+    server = subprocess.Popen([sys.executable, "-m", "app", "serve"], env={**os.environ, **settings}, cwd=ROOT)
+    url = f"http://127.0.0.1:{PORT}"
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=10)) as client:
+            while client.get(f"{url}/readyz").status_code != 200:
+                time.sleep(0.1)
+        yield server.pid, url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def post(url: str, models: list[str], body: bytes, at_once: int, times: int) -> Counter[int]:
+    """Statuses of so many callers' requests, each caller one after the other, the models by turns."""
+
+    async def caller(number: int) -> list[int]:
+        path = f"/segment?model={models[number % len(models)]}"
+        return [(await http.post(path, content=body)).status_code for _ in range(times)]
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+        replies = await asyncio.gather(*map(caller, range(at_once)))
+    return Counter(status for statuses in replies for status in statuses)
+
+
+def measure(models: list[str]) -> dict[str, object]:
+    """Resident memory after the start, and peaks with each load, in MB."""
+    with serving(models) as (pid, url):
+        row: dict[str, object] = {"start": status_mb(pid, "VmRSS")}
+        for size, at_once in LOADS:
+            times = ONE_BY_ONE if at_once == 1 else 1
+            name = (f"{at_once} callers, " if at_once > 1 else "") + f"{size[0]}x{size[1]}"
+            body = picture(*size)
+            forget_peak(pid)
+            statuses = asyncio.run(post(url, models, body, at_once, times))
+            row[name] = status_mb(pid, "VmHWM")
+            row[f"{name}: statuses"] = dict(statuses)
+        return row
+
+
+def machine() -> dict[str, object]:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": found.group(1) if found else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "kernel": platform.release(),
+    }
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    bundled = [spec.name for spec in list_models()]
+    rows = {}
+    for models in [*([name] for name in bundled), bundled]:
+        name = "all of them" if len(models) > 1 else models[0]
+        rows[name] = measure(models)
+        print(name, rows[name], flush=True)
+    columns = [column for column in rows[bundled[0]] if not column.endswith("statuses")]
+    print(f"\n| MB | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(str(row[column]) for column in columns)} |")
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    versions = {"seglens": __version__, "commit": git.stdout.strip(), "python": platform.python_version()}
+    document = {"versions": versions | {"torch": torch.__version__}, "machine": machine(), "mb": rows}
+    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
