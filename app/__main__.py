@@ -1,4 +1,4 @@
-"""The command line: `python -m app serve | segment | models | convert`."""
+"""The command line: `python -m app serve | segment | models | convert | export`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from app.server import Server
 from app.settings import Settings, SettingsError, load_settings
 from models import ModelError, list_models, load_model
 from models.conversion import convert
+from models.export import export_onnx
 from models.inference import segment_image
 from models.zoo import PUBLISHED
 
@@ -58,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, help="checkpoint; NAME.yaml beside it is heeded")
     command.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
     command.set_defaults(run=_convert)
+
+    command = commands.add_parser("export", help="write a model for other runtimes, right at any size of image")
+    command.add_argument("model", help="a name that `models` lists, or a checkpoint's file")
+    command.add_argument("--format", choices=["onnx"], default="onnx")
+    command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    command.set_defaults(run=_export)
     return parser
 
 
@@ -110,6 +117,14 @@ def _convert(arguments: argparse.Namespace, settings: Settings) -> int:
     spec = describe(arguments.file)
     convert(spec, arguments.output)
     print(f"{arguments.output}: {spec.title}, {len(spec.classes.names)} classes, {spec.source}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, settings: Settings) -> int:
+    file = Path(arguments.model)
+    spec = describe(file) if file.is_file() else _catalog(settings).find(arguments.model)
+    export_onnx(spec, arguments.output)
+    print(f"{arguments.output}: {spec.title}; image [batch, 3, height, width], RGB of 0 to 255, to logits of its size")
     return 0
 
 

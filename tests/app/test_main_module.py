@@ -115,6 +115,24 @@ def test_convert_says_why_it_cannot(seglens: Seglens, tmp_path: Path, capsys: py
     assert "broken.pth: not a torch checkpoint" in error
 
 
+@pytest.mark.parametrize("by", ["name", "file"])
+def test_export_takes_a_name_or_a_file(
+    seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """What it writes is tested in tests/models/test_export.py: it takes long."""
+    exported = {}
+    monkeypatch.setattr("app.__main__.export_onnx", lambda spec, path: exported.update({path: spec}))
+    spec = list_models()[1]
+    output = tmp_path / "model.onnx"
+    assert seglens("export", spec.name if by == "name" else spec.weights, "--format", "onnx", "-o", output) == 0
+    assert capsys.readouterr().out.startswith(f"{output}: ANN, ")
+    assert exported[output].sha256 == spec.sha256
+
+
+def test_export_of_what_is_not_there(seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model 'unet'" in failing(seglens, capsys, "export", "unet", "-o", tmp_path / "model.onnx")
+
+
 def test_segment_takes_a_model_of_the_folder(seglens: Seglens, photo: Path, tmp_path: Path) -> None:
     shutil.copyfile(list_models()[0].weights, tmp_path / "mine.safetensors")
     mine, bundled = tmp_path / "mine.png", tmp_path / "bundled.png"

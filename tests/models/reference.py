@@ -6,6 +6,7 @@ layout's tensors mean is said here a second time, independently, so that loading
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -222,11 +223,49 @@ def official_ann_shapes(sizes: Sizes) -> Shapes:
     return {f"module.{key}": shape for key, shape in table.shapes.items()}
 
 
+class Seeded:
+    """Random numbers of torch."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self._generator)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self._generator)
+
+
+class Ruled:
+    """Numbers by a rule, the same in every version of torch: sines of an index that never starts anew."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        size = math.prod(shape)
+        index = torch.arange(self._next, self._next + size, dtype=torch.float64)
+        self._next += size
+        return ((index * 12.9898).sin() * 43758.5453).frac().abs().float().view(shape)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform too, but of mean 0 and variance 1: nothing here needs a tail."""
+        return (self.uniform(shape) - 0.5) * 12**0.5
+
+
 def random_state(shapes: Shapes, seed: int = 0) -> State:
     """Weights with which signals keep their size and no branch is hidden: nothing is 0, no norm is an identity."""
-    generator = torch.Generator().manual_seed(seed)
+    return _state(shapes, Seeded(seed))
+
+
+def ruled_state(shapes: Shapes) -> State:
+    """The same, without chance."""
+    return _state(shapes, Ruled())
+
+
+def _state(shapes: Shapes, numbers: Seeded | Ruled) -> State:
     absolute = "head.conva.1.weight" in shapes
-    state = {key: _random(key, shape, generator, absolute) for key, shape in shapes.items()}
+    state = {key: _tensor(key, shape, numbers, absolute) for key, shape in shapes.items()}
     # APNB has one projection, listed twice.
     for query, key in (("query_project", "key_project"), ("f_query", "f_key")):
         for name in state:
@@ -235,14 +274,14 @@ def random_state(shapes: Shapes, seed: int = 0) -> State:
     return state
 
 
-def _random(key: str, shape: tuple[int, ...], generator: torch.Generator, absolute: bool) -> Tensor:
+def _tensor(key: str, shape: tuple[int, ...], numbers: Seeded | Ruled, absolute: bool) -> Tensor:
     if key.endswith("num_batches_tracked"):
         return torch.tensor(7)
     if key.endswith("running_var"):
-        return torch.rand(shape, generator=generator) * 1.5 + 0.5
+        return numbers.uniform(shape) * 1.5 + 0.5
     if "gamma" in key:
-        return torch.rand(shape, generator=generator) * 0.4 + 0.3
-    normal = torch.randn(shape, generator=generator)
+        return numbers.uniform(shape) * 0.4 + 0.3
+    normal = numbers.normal(shape)
     if len(shape) == 4:
         return normal * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
     if not key.endswith("weight"):
