@@ -15,13 +15,14 @@ with another, so that a noisy neighbour disturbs all alike.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.bench import Bench, Options, rotated
-from benchmarks.peers.catalog import MAX_BATCH, OURS, Server, ours, peers
+from benchmarks.peers.catalog import MAX_BATCH, OURS, REDUCED, Server, ours, peers
 from benchmarks.peers.figures import OK, Figures, closed_figures, open_figures, return_figures, slope
 from benchmarks.peers.images import many_sizes
 from benchmarks.peers.measure import bare
@@ -67,9 +68,10 @@ QUICK = Scope(real=(4,), null=(16,), sizes=(2,), factors=(3.0,), overloaded=("em
 def real(bench: Bench, scope: Scope) -> None:
     bodies = bench.bodies("real")
     for turn in range(bench.options.rounds):
-        for replicas, threads in rotated(BARE, turn):
-            figures = bare(replicas, threads, bench.options.seconds, bodies)
-            bench.note("real", "real", "no server", (f"{replicas} x {threads} threads", turn), figures)
+        for layout, reduced in rotated(list(itertools.product(BARE, (False, True))), turn):
+            figures = bare(layout, bench.options.seconds, bodies, reduced=reduced)
+            name = f"{layout[0]} x {layout[1]} threads" + (", bfloat16 in part" if reduced else "")
+            bench.note("real", "real", "no server", (name, turn), figures)
         for server in rotated(bench.servers("real"), turn):
             closed(bench, REAL, (server, turn), scope.real, scope.idle)
 
@@ -82,7 +84,8 @@ def null(bench: Bench, scope: Scope) -> None:
 
 def closed(bench: Bench, base: Tuning, row: tuple[Server, int], clients: tuple[int, ...], idle: float) -> None:
     """One server, idle and with more and more clients."""
-    (server, turn), bodies, workload = row, bench.bodies(base.workload), base.workload
+    (server, turn), workload = row, base.workload
+    bodies = bench.bodies(workload, reduced=server.name == REDUCED)
     with bench.serving(server, base, bodies) as up:
         bench.note("idle", workload, "idle", (server.name, turn), up.idle(idle))
         for count in clients:
@@ -119,15 +122,16 @@ def overload(bench: Bench, scope: Scope) -> None:
 def real_capacity(bench: Bench) -> float:
     """Images a second of the best loop without a server."""
     seconds, bodies = bench.options.seconds / 2, bench.bodies("real")
-    best = max(bare(*layout, seconds, bodies)["rate"] for layout in BARE)
+    best = max(bare(layout, seconds, bodies)["rate"] for layout in BARE)
     print(f"capacity: {best:.1f} images a second", flush=True)
     return best
 
 
 def offered(bench: Bench, server: Server, base: Tuning, capacity: float, rate: float) -> Figures:
     """A server of its own, so that no backlog is handed on; peers know no deadline, so their clients hang up."""
-    bodies, deadline = bench.bodies(base.workload), DEADLINES[base.workload]
-    if server.name == OURS:
+    bodies = bench.bodies(base.workload, reduced=server.name == REDUCED)
+    deadline = DEADLINES[base.workload]
+    if server.is_ours:
         plan = bench.plan(rate=rate, patience=deadline + GRACE, headers=timeout_header(deadline))
     else:
         plan = bench.plan(rate=rate, patience=deadline)
@@ -203,7 +207,7 @@ def options(arguments: argparse.Namespace, scratch: Path) -> Options:
 
 
 def parse() -> argparse.Namespace:
-    every = [OURS, *(peer.name for peer in peers(Path()))]
+    every = [OURS, REDUCED, *(peer.name for peer in peers(Path()))]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", required=True, help="Python of the peers' and the client's environment")
     parser.add_argument("--only", default=",".join(RUN), help="sections, of: %(default)s")

@@ -1,6 +1,7 @@
 """The model without a server: decode, forward and encode in a loop, in one process with so many threads.
 
-`python -m benchmarks.peers.bare REPLICAS SECONDS FILE...` prints images a second and CPU seconds an image as JSON.
+`python -m benchmarks.peers.bare REPLICAS SECONDS FILE... [--reduced]` prints images a second and CPU seconds an image
+as JSON.
 The threads of a pass are set by OMP_NUM_THREADS.
 """
 
@@ -19,12 +20,13 @@ from benchmarks.peers.images import mask_of
 from benchmarks.peers.network import Network
 
 WARMUP = 1.0  # seconds
+REDUCED = "--reduced"  # bfloat16 in part
 
 
-def main(replicas: int, seconds: float, files: list[str]) -> None:
+def main(replicas: int, seconds: float, files: list[str], *, reduced: bool) -> None:
     reuse_heap()  # as our worker does: the bar is the best loop
     bodies = [Path(file).read_bytes() for file in files]
-    network, together = Network(), threading.Barrier(replicas)
+    network, together = Network(reduced=reduced), threading.Barrier(replicas)
 
     def rate(duration: float) -> float:
         """Images a second of one replica, over so many seconds."""
@@ -45,4 +47,5 @@ def main(replicas: int, seconds: float, files: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    *files, last = sys.argv[3:]
+    main(int(sys.argv[1]), float(sys.argv[2]), [*files, *([] if last == REDUCED else [last])], reduced=last == REDUCED)

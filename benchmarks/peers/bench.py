@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.peers.catalog import OURS, Server, ours, peers
+from benchmarks.peers.catalog import Server, ours, peers, reduced
 from benchmarks.peers.figures import Figures, Row, closed_figures, merge
 from benchmarks.peers.images import Bodies, streets, tiny
 from benchmarks.peers.measure import PATIENT, Client, Running, serving
+from benchmarks.peers.network import Network
 from benchmarks.peers.pipeline import create_pipeline
 from benchmarks.peers.plan import Plan
 from benchmarks.peers.processes import ServerFailed
@@ -56,20 +57,23 @@ class Bench:
         self.scratch = scratch
         self._tuned: dict[str, dict[str, Any]] = known.get("tuned", {})
         self._tuned_now: dict[tuple[str, str], Tuning] = {}
-        self._bodies: dict[tuple[str, int], Bodies] = {}
+        self._bodies: dict[tuple[str, int, bool], Bodies] = {}
 
     def servers(self, workload: str) -> list[Server]:
-        every = [ours(workload), *peers(Path(self.options.python))]
+        own = [ours(workload), *([reduced()] if workload == "real" else [])]
+        every = [*own, *peers(Path(self.options.python))]
         return [server for server in every if server.name in self.options.servers]
 
-    def bodies(self, workload: str, sizes: int = 1) -> Bodies:
-        """What a workload sends; the images of the null workload are the emulated one's."""
-        if (workload, sizes) not in self._bodies:
-            pipeline = create_pipeline(Tuning("real" if workload == "real" else "emulated", pass_cost=(0.0, 0.0)))
-            self._bodies[workload, sizes] = (
-                streets(self.scratch, pipeline) if workload == "real" else tiny(self.scratch, sizes, pipeline)
-            )
-        return self._bodies[workload, sizes]
+    def bodies(self, workload: str, sizes: int = 1, *, reduced: bool = False) -> Bodies:
+        """What a workload sends and expects; the images of the null workload are the emulated one's.
+
+        Args:
+            reduced: the masks are those of the plain loop in bfloat16 in part
+        """
+        key = workload, sizes, reduced
+        if key not in self._bodies:
+            self._bodies[key] = self._new_bodies(*key)
+        return self._bodies[key]
 
     def serving(
         self, server: Server, base: Tuning, bodies: Bodies, settings: Mapping[str, str] = PATIENT
@@ -109,6 +113,13 @@ class Bench:
         shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items() if value)
         print(f"{section} {workload} {case} round {row[1]} {row[0]}: {shown}", flush=True)
 
+    def _new_bodies(self, workload: str, sizes: int, reduced: bool) -> Bodies:
+        if workload != "real":
+            return tiny(self.scratch, sizes, create_pipeline(Tuning("emulated", pass_cost=(0.0, 0.0))))
+        folder = self.scratch / ("reduced" if reduced else "exact")
+        folder.mkdir(exist_ok=True)
+        return streets(folder, Network(reduced=reduced))
+
     def _serving(
         self, server: Server, tuning: Tuning, bodies: Bodies, settings: Mapping[str, str]
     ) -> AbstractContextManager[Running]:
@@ -119,7 +130,7 @@ class Bench:
         key = base.workload, server.name
         if key not in self._tuned_now:
             known = self._tuned.get(base.workload, {}).get(server.name)
-            if server.name == OURS:  # as it comes
+            if server.is_ours:  # not tuned
                 self._tuned_now[key] = base
             elif self.options.tune == "never":
                 self._tuned_now[key] = server.grid(base)[0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.peers.processes import ROOT
 from benchmarks.peers.tuning import Tuning
 
 OURS = "ours"
+REDUCED = "ours-bfloat16"  # as it comes, where the CPU has it
 LAYOUTS = ((2, 1), (1, 2), (2, 2))  # threads of a pass, workers
 WAITS = (0.0, 0.005)  # seconds
 MAX_BATCH = 8
@@ -23,6 +25,7 @@ class Server:
         form_field: the form file that it reads the image from; empty if it reads the raw body
         batches, waits: whether it can put images into one batch, and wait for them
         layouts: pairs of threads and workers worth a try
+        settings: of our server, beside those of every run
     """
 
     name: str
@@ -32,6 +35,11 @@ class Server:
     batches: bool = False
     waits: bool = False
     layouts: tuple[tuple[int, int], ...] = LAYOUTS
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name in (OURS, REDUCED)
 
     def grid(self, base: Tuning) -> list[Tuning]:
         """The tunings to try, the likeliest for that workload first."""
@@ -51,7 +59,14 @@ class Server:
 
 def ours(workload: str) -> Server:
     command = ("-m", "app", "serve") if workload == "real" else ("-m", "benchmarks.emulated")
-    return Server(OURS, (sys.executable, *command), path="/segment?format=png&attention=false")
+    own = Server(OURS, (sys.executable, *command), path="/segment?format=png&attention=false")
+    # The peers run the network in float32, to the last bit.
+    return replace(own, settings={"SEGLENS_PRECISION": "float32"}) if workload == "real" else own
+
+
+def reduced() -> Server:
+    """Ours with the real model as it comes, which rounds in part."""
+    return replace(ours("real"), name=REDUCED, settings={})
 
 
 def peers(python: Path) -> list[Server]:
@@ -80,9 +95,9 @@ def peers(python: Path) -> list[Server]:
 
 def environment(server: Server, tuning: Tuning, port: int, scratch: Path) -> dict[str, str]:
     """What a server finds in its environment."""
-    if server.name == OURS:
-        # The real model is served as it comes, with torch's own choice of threads.
-        settings = {"SEGLENS_PORT": str(port), "SEGLENS_LOG_LEVEL": "warning"}
+    if server.is_ours:
+        # The real model is served with torch's own choice of threads.
+        settings = {"SEGLENS_PORT": str(port), "SEGLENS_LOG_LEVEL": "warning", **server.settings}
         return settings if tuning.workload == "real" else tuning.environment() | settings
     return tuning.environment() | {
         "PYTHONPATH": str(ROOT),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.peers.catalog import OURS, Server, environment
+from benchmarks.peers.catalog import Server, environment
 from benchmarks.peers.figures import Figures, Record
 from benchmarks.peers.images import Bodies, differing_pixels
 from benchmarks.peers.plan import FORM_TYPE, Plan, form
@@ -116,7 +116,7 @@ def serving(
     """
     values = {"port": str(PORT), "workers": str(tuning.workers)}
     command = [part.format(**values) for part in server.command]
-    own = {**environment(server, tuning, PORT, client.scratch), **(settings if server.name == OURS else {})}
+    own = {**environment(server, tuning, PORT, client.scratch), **(settings if server.is_ours else {})}
     with running(command, own, client.scratch / f"{server.name}.log") as processes:
         processes.wait_until(lambda: post(server, bodies, 0))
         up = Running(server, processes, client)
@@ -139,10 +139,17 @@ def url(server: Server) -> str:
     return f"http://127.0.0.1:{PORT}{server.path}"
 
 
-def bare(replicas: int, threads: int, seconds: float, bodies: Bodies) -> Figures:
-    """The model in a plain loop, without a server."""
+def bare(layout: tuple[int, int], seconds: float, bodies: Bodies, *, reduced: bool = False) -> Figures:
+    """The model in a plain loop, without a server.
+
+    Args:
+        layout: replicas, and threads of a pass
+        reduced: as ours runs it where the CPU has bfloat16
+    """
+    replicas, threads = layout
     tuning = Tuning(threads=threads)
     command = [sys.executable, "-m", "benchmarks.peers.bare", str(replicas), str(seconds), *bodies.images]
+    command += ["--reduced"] if reduced else []
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **tuning.environment()}, stdout=subprocess.PIPE, check=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The real model as each peer runs it: the same functions, folding and memory layout as in our worker."""
+"""The real model as each peer runs it: the same functions and the same tuned network as in our worker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from app.engine.tuning import tune
 from app.imaging import Array, decode, encode_ids
 from benchmarks.peers.pipeline import MAX_PIXELS, by_shape
 from models import create_model, get_spec
@@ -24,11 +25,12 @@ class Image(NamedTuple):
 
 
 class Network:
-    def __init__(self) -> None:
-        self._preprocessing = get_spec(MODEL).preprocessing
-        self._segmentor = create_model(MODEL)
-        fold_batch_norm(self._segmentor)
-        self._segmentor.use_channels_last()
+    def __init__(self, *, reduced: bool = False) -> None:
+        spec, segmentor = get_spec(MODEL), create_model(MODEL)
+        self._preprocessing = spec.preprocessing
+        fold_batch_norm(segmentor)
+        segmentor.use_channels_last()
+        self._segmentor = tune(segmentor, spec, reduced=reduced)
         blank = torch.zeros(*self._preprocessing.input_size((360, 480)), 3, dtype=torch.uint8)
         for _ in range(3):
             self.predict([Image(blank, (360, 480))])

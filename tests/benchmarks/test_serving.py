@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.bench import choose, rotated, tuning_of
-from benchmarks.peers.catalog import OURS, environment, ours, peers
+from benchmarks.peers.catalog import OURS, environment, ours, peers, reduced
 from benchmarks.peers.figures import (
     NO_REPLY,
     OK,
@@ -162,9 +162,12 @@ def test_a_tuning_survives_the_environment_and_json() -> None:
     assert tuning_of(json.loads(json.dumps(asdict(tuning)))) == tuning
 
 
-def test_ours_is_served_as_it_comes() -> None:
-    own = environment(ours("real"), Tuning("real", threads=2), 1234, Path())
+def test_ours_is_served_as_it_comes_and_as_exactly_as_the_peers() -> None:
+    exact, own = (environment(server, Tuning("real", threads=2), 1234, Path()) for server in (ours("real"), reduced()))
     assert set(own) == {"SEGLENS_PORT", "SEGLENS_LOG_LEVEL"}
+    assert exact == {**own, "SEGLENS_PRECISION": "float32"}
+    assert all(server.is_ours for server in (ours("real"), reduced()))
+    assert not any(server.is_ours for server in peers(Path()))
 
 
 def test_a_plan_survives_json() -> None:
