@@ -22,6 +22,7 @@ from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
 from app.catalog import Catalog
+from app.engine.cores import compute_on
 from app.engine.device import Device
 from app.engine.engine import Engine
 from app.engine.memory import give_back
@@ -84,7 +85,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         catalog=catalog,
         results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=matrices.forget),
         metrics=series,
-        codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec"),
+        codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec", initializer=compute_on, initargs=(1,)),
         matrices=matrices,
     )
     for routes in (segment, results, attention, models, health, metrics, page):

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32"] = Field(
         "auto", description="auto (on a CPU with bfloat16, that in part, where masks stay the same) or float32."
     )
-    threads: int = Field(0, ge=0, description="CPU threads of one forward pass; 0 leaves the choice to torch.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of a forward pass that runs alone; 0 leaves the choice to torch."
+    )
     reference_operators: bool = Field(
         False, description="Attend by the definitions, as slow as they are, to check the fast operators by."
     )

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from app.engine.cores import Cores, compute_on
 from app.engine.device import Outcome, Partial, Ran, Segmentation
 from app.engine.memory import clear, reuse_heap
 from app.engine.staging import Image, Staged, Staging
@@ -31,7 +32,6 @@ from models.windows import list_views
 
 Value = TypeVar("Value")
 
-WARMUP_PASSES = 2
 STAGES = ("preprocess", "forward", "postprocess")
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
@@ -65,7 +65,7 @@ class Worker:
         """
         Args:
             device: auto, cpu, cuda or cuda:N
-            threads: CPU threads of a forward pass; 0 leaves the choice to torch
+            threads: CPU threads of a forward pass that runs alone; 0 leaves the choice to torch
             reduced: bfloat16 in part on a CPU that has it, where masks stay the same
             reference_operators: attend by the definitions, to check the fast operators by
 
@@ -75,7 +75,7 @@ class Worker:
         self.device = find_device(device)
         if self.device.type == "cpu":
             reuse_heap()
-        self._threads = threads
+        self._cores = Cores(threads, self.slots, self._be_nice) if self.device.type == "cpu" else None
         self._reduced = reduced
         self._reference_operators = reference_operators
         self._models: dict[str, Resident] = {}
@@ -88,18 +88,16 @@ class Worker:
 
     @property
     def slots(self) -> int:
-        """Batches to run at once. Two on a CPU, which share its cores: where one waits, the other computes."""
+        """Batches to run at once. Two on a CPU, which share its cores."""
         return 1 if self.device.type == "cuda" else 2
 
     def enter(self) -> None:
         """Prepare the calling thread, which may then call the rest."""
-        if self._threads:
-            torch.set_num_threads(self._threads)
-        if self.device.type == "cuda":
+        if self._cores is None:
             torch.cuda.set_device(self.device)  # events are recorded on this thread's current device
             return
-        with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        compute_on(self._cores.share)
+        self._be_nice()
 
     def load(self, spec: ModelSpec, key: str) -> None:
         """Put a model on the device, under a key by which the rest knows it.
@@ -125,8 +123,8 @@ class Worker:
         # Windows are what a model that slides is given.
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].windows[0].size
         blank = torch.zeros(*usual, 3, dtype=torch.uint8)
-        for _ in range(WARMUP_PASSES):
-            outcomes = self._pass(key, self.stage([Image(blank, usual, wants_traces=True)]))
+        for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
+            outcomes = run(key, self.stage([Image(blank, usual, wants_traces=True)]))
             if isinstance(outcomes, ServiceError):
                 raise outcomes
 
@@ -176,7 +174,16 @@ class Worker:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
+    def _be_nice(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
     def _pass(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
+        if self._cores is None:
+            return self._pass_here(key, staged)
+        return self._cores.run(partial(self._pass_here, key, staged))
+
+    def _pass_here(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
         height, width = staged.images[0].input_size
         return self._attempt(
             partial(self._run, key, staged), f"an input of {width}x{height}", "the model failed on this image"

@@ -319,7 +319,7 @@ def test_an_unloaded_model_is_gone_from_memory(
 
 
 def test_a_thread_that_enters_gets_its_share_of_the_cores_and_gives_way() -> None:
-    worker = Worker("cpu", 2)
+    worker = Worker("cpu", 4)
 
     def entered() -> tuple[int, int]:
         worker.enter()

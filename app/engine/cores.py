@@ -1,0 +1,63 @@
+"""How many of a CPU's cores a pass computes on: all if it runs alone, its share if others run beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+
+class Cores:
+    """Shares cores among the passes that run at once.
+
+    Two passes on a core each never wait for one another; on two cores each they would, at every operator. But a pass
+    that is alone would leave a core idle. It runs on a thread that is kept for that: each thread that computes on
+    several cores has helpers of its own, and OpenMP sends them to sleep between any two operators as soon as all such
+    threads and helpers together are more than there are cores.
+    """
+
+    def __init__(self, threads: int, slots: int, enter: Callable[[], None]) -> None:
+        """
+        Args:
+            threads: of a pass that is alone; 0 leaves the choice to torch
+            slots: passes that may run at once
+            enter: called on the thread of those that are alone, before the first
+        """
+        self.all = threads or torch.get_num_threads()
+        self.share = max(1, self.all // slots)
+        self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[[], Value]) -> Value:
+        """Call a function, here or on the thread for those that are alone; what it raises is raised."""
+        with self._lock:
+            self._running += 1
+            alone = self._running == 1
+        try:
+            return self._alone.submit(_on, self.all, function).result() if alone else self.beside(function)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def beside(self, function: Callable[[], Value]) -> Value:
+        """Call a function as if others ran beside it."""
+        return _on(self.share, function)
+
+
+def compute_on(cores: int) -> None:
+    """Let torch compute on so many cores, on the calling thread."""
+    # When a thread first computes, torch sets it to what was last asked for on any thread: let that be over.
+    torch.get_num_threads()
+    torch.set_num_threads(cores)
+
+
+def _on(cores: int, function: Callable[[], Value]) -> Value:
+    # For every pass: matrix products go by what was last asked for on any thread.
+    compute_on(cores)
+    return function()
