@@ -61,7 +61,12 @@ class Catalog:
         """All models by name, bundled ones first; these alone, if the folder is gone."""
         with self._lock:
             self._known = {path: self._recognised(path) for path in self._files()}
-            return {**self._bundled, **{found.name: found for _, found in self._known.values()}}
+            models: dict[str, Found] = dict(self._bundled)
+            for _, found in self._known.values():
+                # What cannot be served takes no other's place.
+                if isinstance(found, ModelSpec) or not isinstance(models.get(found.name), ModelSpec):
+                    models[found.name] = found
+            return models
 
     def specs(self) -> list[ModelSpec]:
         """All that can be read."""

@@ -32,6 +32,8 @@ class Description(BaseModel):
     mode: Literal["whole", "slide"] | None = None
     crop: Sides | None = None
     stride: Sides | None = None
+    scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
+    flip: bool | None = None
     align_corners: bool | None = None
     miou: float | None = None
     licence: str | None = None

@@ -30,6 +30,8 @@ class Card:
     mode: Mode | None = None
     crop: Size | None = None
     stride: Size | None = None
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
     align_corners: bool | None = None
     miou: float | None = None
     licence: str | None = None
@@ -68,6 +70,8 @@ def of_header(metadata: Mapping[str, str]) -> Card:
         mode=mode(inference.get("mode")),
         crop=pair(inference.get("crop")),
         stride=pair(inference.get("stride")),
+        scales=numbers(inference.get("scales")),
+        flip=truth(inference.get("flip")),
         miou=float(miou) if isinstance(miou, (int, float)) else None,
         licence=metadata.get("licence"),
         source=metadata.get("source"),
@@ -87,12 +91,17 @@ def colors(value: object) -> tuple[Color, ...] | None:
     return tuple((color[0], color[1], color[2]) for color in found if color is not None)
 
 
-def triple(value: object) -> Triple | None:
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
+def numbers(value: object) -> tuple[float, ...] | None:
+    if not isinstance(value, (list, tuple)):
         return None
     if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
         return None
-    return float(value[0]), float(value[1]), float(value[2])
+    return tuple(float(number) for number in value)
+
+
+def triple(value: object) -> Triple | None:
+    found = numbers(value)
+    return None if found is None or len(found) != 3 else (found[0], found[1], found[2])
 
 
 def pair(value: object) -> tuple[int, int] | None:

@@ -105,7 +105,10 @@ def read_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     if weights:
         for key, tensor in renamed.items():
             _check(path, to_their_name(key, layout), tensor)
-    state = to_our_values(renamed, layout)
+    try:
+        state = to_our_values(renamed, layout)
+    except RuntimeError as exc:
+        raise CheckpointError(f"{path}: a bias and the norm after it are of different widths") from exc
     _share_projection(path, state)
     return Checkpoint(state, metadata, layout, meta, _options(metadata, layout.options))
 

@@ -35,13 +35,12 @@ def convert(spec: ModelSpec, path: Path) -> None:
 
 def header(spec: ModelSpec) -> dict[str, str]:
     """What a file of ours says of itself; `card.of_header` reads it."""
-    inference = {"mode": spec.inference.mode, "crop": spec.inference.crop, "stride": spec.inference.stride}
     said = {
         "title": spec.title,
         "dataset": spec.dataset,
         "classes": json.dumps(asdict(spec.classes)),
         "preprocessing": json.dumps(asdict(spec.preprocessing)),
-        "inference": json.dumps(inference),
+        "inference": json.dumps(asdict(spec.inference)),
         "licence": spec.licence,
         "source": spec.source,
         "converted_from": f"{spec.weights.name}, sha256 {spec.sha256}",

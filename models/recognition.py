@@ -53,6 +53,8 @@ USUAL = Card(
     mode="whole",
     crop=WHOLE.crop,
     stride=WHOLE.stride,
+    scales=WHOLE.scales,
+    flip=WHOLE.flip,
     licence="not stated",
 )
 # Means in RGB. The official CCNet evaluates with windows that overlap by a third, the official ANN without.
@@ -108,7 +110,9 @@ def _specified(path: Path, checkpoint: Checkpoint, segmentor: Segmentor, digest:
         dataset=dataset,
         licence=_sure(card.licence),
         source=card.source or f"{path.name}, in the layout of {checkpoint.layout.title}",
-        inference=Inference(_sure(card.mode), _sure(card.crop), _sure(card.stride)),
+        inference=Inference(
+            _sure(card.mode), _sure(card.crop), _sure(card.stride), scales=_sure(card.scales), flip=_sure(card.flip)
+        ),
         align_corners=segmentor.align_corners if card.align_corners is None else card.align_corners,
     )
 

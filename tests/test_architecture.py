@@ -90,7 +90,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",
     "app/api/segmenting.py": "every test of tests/app/api/routes/test_segment*.py goes through it",
     "app/api/schemas.py": "bodies alone; read field by field in tests/app/api/routes and test_openapi.py",
-    "models/classes.py": "data alone; palettes and names are compared in tests/app/api/routes/test_models.py",
+    "models/classes.py": "data alone; names and palettes are compared in tests/models/test_data_sets.py",
     "models/errors.py": "names alone; raised in test_registry.py and test_checkpoint.py",
 }
 

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from app.catalog import Catalog, Unreadable
 from models import Card, ModelError, ModelSpec, UnknownModel, get_spec, list_models
@@ -136,3 +138,12 @@ def test_what_cannot_be_served_is_logged_once(
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"broken cannot be served: {tmp_path / 'broken.pth'}: not a torch checkpoint"
     ]
+
+
+@pytest.mark.parametrize("name", [CCNET, "mine"])
+def test_what_cannot_be_served_takes_no_others_place(catalog: Catalog, tmp_path: Path, name: str) -> None:
+    if name == "mine":
+        torch.save(load_file(get_spec(CCNET).weights), tmp_path / "mine.pt")
+    (tmp_path / f"{name}.safetensors").write_bytes(b"no tensors")
+    assert catalog.find(name).classes == get_spec(CCNET).classes
+    assert all(not isinstance(found, Unreadable) for found in catalog.look().values())

@@ -35,6 +35,8 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         mode: slide
         crop: [512, 512]
         stride: [341, 341]
+        scales: [0.5, 1]
+        flip: true
         align_corners: false
         miou: 61.5
         licence: CC0
@@ -52,6 +54,8 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         mode="slide",
         crop=(512, 512),
         stride=(341, 341),
+        scales=(0.5, 1.0),
+        flip=True,
         align_corners=False,
         miou=61.5,
         licence="CC0",
@@ -68,6 +72,7 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ("mean: [1, 2]", r"mean\.2: Field required"),
         ("std: [.nan, 1, 1]", r"std\.0: Input should be a finite number"),
         ("scale: [0, 10]", r"scale\.0: Input should be greater than or equal to 1"),
+        ("scales: [0]", r"scales\.0: Input should be greater than 0"),
         ("classes: []", "classes: Tuple should have at least 1 item"),
         ("classes: [1, 2]", r"classes\.0: Input should be a valid string"),
         ("- a\n- b", "not a mapping of keys to values"),

@@ -15,6 +15,7 @@ from models.checkpoint import load_segmentor, read_checkpoint, save_segmentor
 from models.errors import CheckpointError
 from models.folding import fold_batch_norm
 from models.segmentor import Segmentor
+from tests.models.reference import Sizes, random_state, shapes_of
 
 Build = Callable[[str, str], Segmentor]
 CONV_SEG = "decode_head.conv_seg.weight"
@@ -242,3 +243,12 @@ def test_tensors_without_plain_values_are_named(state: dict[str, Tensor], tmp_pa
 def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
         load_segmentor(tmp_path / name)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_bias_of_another_width_than_its_norm_is_refused(tmp_path: Path, weights: bool) -> None:
+    state = random_state(shapes_of("official_ann", Sizes()))
+    state["module.context.0.bias"] = torch.ones(99)
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth: a bias and the norm after it are of different widths"):
+        read_checkpoint(tmp_path / "model.pth", weights=weights)

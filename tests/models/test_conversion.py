@@ -31,7 +31,17 @@ def test_converted_is_the_same_model(network: str, tmp_path: Path) -> None:
     path, converted = tmp_path / "theirs.pth", tmp_path / "ours.safetensors"
     state = random_state(shapes_of(network, Sizes((2, 1, 3, 2), (5, 9), (4, 6, 8, 10), 20, 7, 19)))
     torch.save(state, path)
-    said = Card(title="Mine", miou=61.5, mode="slide", crop=(64, 48), stride=(32, 24), licence="CC0", source="here")
+    said = Card(
+        title="Mine",
+        miou=61.5,
+        mode="slide",
+        crop=(64, 48),
+        stride=(32, 24),
+        scales=(0.5, 1.25),
+        flip=True,
+        licence="CC0",
+        source="here",
+    )
     spec = recognise(path, said)
     convert(spec, converted)
     assert_same(spec, recognise(converted))

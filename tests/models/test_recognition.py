@@ -134,9 +134,8 @@ def test_a_published_name_with_other_classes_says_nothing(tmp_path: Path, monkey
 def test_each_published_one_gets_its_evaluation(row: zoo.Published, tmp_path: Path) -> None:
     """Under its name, since nobody can make a file of its hash."""
     classes = len(row.data_set.classes.names)
-    network = {"nonlocal": "nonlocal"}.get(row.head, row.head)
     path = tmp_path / row.file
-    torch.save(random_state(shapes_of(network, Sizes(classes=classes))), path)
+    torch.save(random_state(shapes_of(row.head, Sizes(classes=classes))), path)
     spec = recognise(path)
     slides = row.crop == "769x769"
     scale = (2049, 1025) if slides else {"cityscapes": (2048, 1024)}.get(row.data, (2048, 512))
@@ -184,6 +183,8 @@ def test_what_is_said_goes_before_all_else(tmp_path: Path) -> None:
         mode="slide",
         crop=(16, 16),
         stride=(8, 8),
+        scales=(0.5, 1.0),
+        flip=True,
         align_corners=True,
         miou=50.0,
         licence="CC0",
@@ -194,7 +195,10 @@ def test_what_is_said_goes_before_all_else(tmp_path: Path) -> None:
     assert (spec.title, spec.miou, spec.licence, spec.source) == ("Mine", 50.0, "CC0", "here")
     assert spec.classes == replace(CITYSCAPES.classes, palette=said.palette)
     assert spec.preprocessing == Preprocessing((64, 32), (1.0, 2.0, 3.0), IMAGENET_STD, bgr=True, antialias=False)
-    assert (spec.inference, spec.align_corners) == (Inference("slide", (16, 16), (8, 8)), True)
+    assert (spec.inference, spec.align_corners) == (
+        Inference("slide", (16, 16), (8, 8), (0.5, 1.0), True),
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,7 @@ def test_what_is_said_goes_before_all_else(tmp_path: Path) -> None:
         (Card(classes=("a", "b")), "it has 19 classes, but 2 names are given"),
         (Card(palette=((1, 2, 3),)), "it has 19 classes, but 1 colours are given"),
         (Card(crop=(8, 8), stride=(9, 9)), "would leave gaps"),
+        (Card(scales=(0.0,)), "at least one, all positive"),
         (Card(scale=(0, 8)), r"scale is \(0, 8\); both sides must be positive"),
         (Card(std=(0.0, 1.0, 1.0)), "no std 0"),
         (Card(multiple=0), "multiple is 0"),
