@@ -22,6 +22,7 @@ from models.layouts import (
     to_our_values,
     to_their_name,
 )
+from models.mmseg_meta import options_of_meta
 from models.segmentor import Segmentor
 
 # In APNB query and key are one projection, listed twice by mmsegmentation and once by us.
@@ -110,7 +111,11 @@ def read_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     except RuntimeError as exc:
         raise CheckpointError(f"{path}: a bias and the norm after it are of different widths") from exc
     _share_projection(path, state)
-    return Checkpoint(state, metadata, layout, meta, _options(metadata, layout.options))
+    try:
+        options = _options({**options_of_meta(meta), **metadata}, layout.options)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+    return Checkpoint(state, metadata, layout, meta, options)
 
 
 def check_fit(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout = MMSEGMENTATION) -> None:
@@ -169,7 +174,7 @@ def _options(metadata: Mapping[str, str], defaults: Options) -> Options:
         by_text = {str(value).lower(): value for value in allowed[name]}
         text = metadata[name].lower()
         if text not in by_text:
-            raise CheckpointError(f"the file's header says {name} is {text!r}; we know {', '.join(by_text)}")
+            raise CheckpointError(f"the file says that {name} is {text!r}; we know {', '.join(by_text)}")
         found[name] = by_text[text]
     return replace(defaults, **found)
 

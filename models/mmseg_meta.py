@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator, Mapping
 
 from models.card import Card, colors, mode, names, pair, triple, truth
+from models.errors import CheckpointError
 
 Values = Mapping[str, object]
 
@@ -37,6 +38,25 @@ def of_meta(meta: Values) -> Card:
         stride=pair(test.get("stride")),
         align_corners=truth(_mapping(model.get("decode_head")).get("align_corners")),
     )
+
+
+def options_of_meta(meta: Values) -> dict[str, str]:
+    """What the configuration says of the architecture that shapes don't tell, as a header of ours would say it.
+
+    Raises:
+        CheckpointError: a backbone whose strides or dilations are not ours, which would load and be wrong
+    """
+    model = _mapping(_assignments(meta.get("config", meta.get("cfg"))).get("model"))
+    head, backbone = _mapping(model.get("decode_head")), _mapping(model.get("backbone"))
+    for name, ours in (("strides", [1, 2, 1, 1]), ("dilations", [1, 1, 2, 4])):
+        if backbone.get(name) not in (None, ours):
+            raise CheckpointError(f"its configuration gives the backbone {name} of {backbone[name]}; we know {ours}")
+    said = {
+        "recurrence": head.get("recurrence"),
+        "align_corners": head.get("align_corners"),
+        "contract_dilation": backbone.get("contract_dilation"),
+    }
+    return {name: str(value) for name, value in said.items() if value is not None}
 
 
 def _assignments(text: object) -> dict[str, object]:
@@ -74,7 +94,8 @@ def _test_scale(config: Values) -> tuple[int, int] | None:
     """(long side, short side) to which images are resized for a test, if with their ratio kept."""
     test = _mapping(_mapping(config.get("data")).get("test"))
     for step in _steps(test.get("pipeline", config.get("test_pipeline"))):
-        scale = pair(step.get("img_scale", step.get("scale")))
+        # In 0.x a test keeps the ratio unless told otherwise, in 1.x it does not.
+        scale = pair(step.get("img_scale")) or (pair(step.get("scale")) if step.get("keep_ratio") is True else None)
         if scale is not None and step.get("keep_ratio") is not False:
             return max(scale), min(scale)
     return None

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.zoo": {"models.data_sets"},
     "models.files": {"models.errors"},
     "models.card": {"models.classes", "models.ops", "models.windows"},
-    "models.mmseg_meta": {"models.card"},
+    "models.mmseg_meta": {"models.card", "models.errors"},
     "models.layouts": {"models.builder"},
     "models.windows": {"models.ops", "models.transforms"},
     "models.attention_maps": {"models.ops", "models.traces"},

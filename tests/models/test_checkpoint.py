@@ -252,3 +252,18 @@ def test_a_bias_of_another_width_than_its_norm_is_refused(tmp_path: Path, weight
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"model\.pth: a bias and the norm after it are of different widths"):
         read_checkpoint(tmp_path / "model.pth", weights=weights)
+
+
+def test_the_configuration_of_mmsegmentation_settles_the_options(tiny_segmentor: Build, tmp_path: Path) -> None:
+    config = "model = dict(backbone=dict(contract_dilation=False), decode_head=dict(recurrence=3, align_corners=True))"
+    state = weights(tiny_segmentor("resnet", "ccnet"))
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": state, "meta": {"config": config}}, path)
+    loaded = load_segmentor(path)
+    assert loaded.align_corners
+    with torch.no_grad():
+        assert [trace.step for trace in loaded(torch.randn(1, 3, 32, 32)).traces] == [1, 2, 3]
+    assert not read_checkpoint(path).options.contract_dilation
+    torch.save({"state_dict": state, "meta": {"config": config.replace("recurrence=3", "recurrence=9")}}, path)
+    with pytest.raises(CheckpointError, match=r"model\.pth: the file says that recurrence is '9'; we know 1, 2, 3"):
+        load_segmentor(path)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from models.card import NOTHING_SAID, Card
-from models.mmseg_meta import of_meta
+from models.errors import CheckpointError
+from models.mmseg_meta import of_meta, options_of_meta
 
 # As mmsegmentation 0.x writes it, shortened.
 OLD = """
@@ -85,8 +86,9 @@ def test_of_the_first_versions() -> None:
     assert of_meta({"config": FIRST}) == Card(mode="whole", align_corners=False)
 
 
-def test_a_resize_that_changes_the_ratio_is_no_scale() -> None:
-    assert of_meta({"cfg": "test_pipeline = [dict(type='Resize', scale=(64, 32), keep_ratio=False)]"}) == NOTHING_SAID
+@pytest.mark.parametrize("keep", [", keep_ratio=False", ""])
+def test_a_resize_that_changes_the_ratio_is_no_scale(keep: str) -> None:
+    assert of_meta({"cfg": f"test_pipeline = [dict(type='Resize', scale=(64, 32){keep})]"}) == NOTHING_SAID
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,20 @@ def test_a_resize_that_changes_the_ratio_is_no_scale() -> None:
 )
 def test_what_is_not_of_the_right_form_is_not_said(meta: dict[str, object]) -> None:
     assert of_meta(meta) == NOTHING_SAID
+
+
+# --- the architecture
+
+
+def test_what_shapes_do_not_tell() -> None:
+    assert options_of_meta({"config": OLD}) == {"recurrence": "2", "align_corners": "True"}
+    assert options_of_meta({"cfg": NEW}) == {"align_corners": "False"}
+    backbone = "strides=unknown, dilations=(1, 1, 2, 4), contract_dilation=True"
+    assert options_of_meta({"cfg": f"model = dict(backbone=dict({backbone}))"}) == {"contract_dilation": "True"}
+    assert options_of_meta({}) == options_of_meta({"config": "model = 7"}) == {}
+
+
+@pytest.mark.parametrize("said", ["strides=(1, 2, 2, 1)", "dilations=(1, 1, 1, 2)"])
+def test_a_backbone_at_another_stride_is_refused(said: str) -> None:
+    with pytest.raises(CheckpointError, match=f"its configuration gives the backbone {said.split('=')[0]} of"):
+        options_of_meta({"config": f"model = dict(backbone=dict({said}))"})
