@@ -26,7 +26,7 @@ from app.timings import Timings
 from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.operators import choose_operators
-from models.ops.upsample import upsample_argmax
+from models.ops.upsample import upsample_argmax, upsample_argmax_reference
 from models.transforms import normalize
 from models.windows import list_views
 
@@ -67,7 +67,7 @@ class Worker:
             device: auto, cpu, cuda or cuda:N
             threads: CPU threads of a forward pass that runs alone; 0 leaves the choice to torch
             reduced: bfloat16 in part on a CPU that has it, where masks stay the same
-            reference_operators: attend by the definitions, to check the fast operators by
+            reference_operators: attend and upsample by the definitions, to check the fast operators by
 
         Raises:
             DeviceError: there is no such device
@@ -78,6 +78,7 @@ class Worker:
         self._cores = Cores(threads, self.slots, self._be_nice) if self.device.type == "cpu" else None
         self._reduced = reduced
         self._reference_operators = reference_operators
+        self._upsample = upsample_argmax_reference if reference_operators else upsample_argmax
         self._models: dict[str, Resident] = {}
         self._staging = Staging(self.device)
 
@@ -245,7 +246,10 @@ class Worker:
             output = resident.segmentor(batch)
         with clock.span("postprocess"):
             with clock.span("upsample_argmax"):
-                masks = [_mask(image, output, index, resident.segmentor) for index, image in enumerate(images)]
+                masks = [
+                    self._mask(image, output, index, resident.segmentor.align_corners)
+                    for index, image in enumerate(images)
+                ]
             results: list[Outcome] = [
                 Partial(timings)
                 if mask is None
@@ -262,20 +266,19 @@ class Worker:
         timings.stages = {stage: timings.modules.pop(stage) for stage in STAGES}
         return results
 
+    def _mask(self, image: Image, output: Output, index: int, align_corners: bool) -> tuple[Tensor, Tensor] | None:
+        """Class ids and confidence [H, W] uint8 of an image in a batch; None while others of its passes are missing."""
+        logits = output.logits[index]
+        if image.assembly is None:
+            return self._upsample(logits, image.input_size, image.original, align_corners=align_corners)
+        if image.assembly.add(image.part, logits, _traces(image, output, index)):
+            return image.assembly.merge(align_corners=align_corners)
+        return None
+
     def _free_memory(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _mask(image: Image, output: Output, index: int, segmentor: Segmentor) -> tuple[Tensor, Tensor] | None:
-    """Class ids and confidence [H, W] uint8 of an image in a batch; None while others of its passes are missing."""
-    logits, align_corners = output.logits[index], segmentor.align_corners
-    if image.assembly is None:
-        return upsample_argmax(logits, image.input_size, image.original, align_corners=align_corners)
-    if image.assembly.add(image.part, logits, _traces(image, output, index)):
-        return image.assembly.merge(align_corners=align_corners)
-    return None
 
 
 def _traces(image: Image, output: Output, index: int) -> tuple[Trace, ...]:

@@ -9,9 +9,9 @@ No map of the image's size is ever held: rows are made, decided and forgotten a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]  # height, width
+Taps = tuple[Tensor, Tensor]
 
 # Elements of a block that is decided at once: on a CPU it stays in the cache, on CUDA it fills the device.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
 # Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
 CHUNK_ELEMENTS = 1 << 22
+# Cells along an axis that two bilinear resizes make a pixel of, unless the first of them shrinks.
+TAPS = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class Axis:
 
     def to(self, device: torch.device) -> Axis:
         return replace(self, matrix=self.matrix.to(device))
+
+    @cached_property
+    def taps(self) -> Taps | None:
+        """Per new position TAPS old ones, int32, and their weights, both [new, TAPS]; None if it takes more."""
+        start, end = (torch.tensor(bound, device=self.matrix.device)[:, None] for bound in (self.start, self.end))
+        if (end - start).max() > TAPS:
+            return None
+        index = start + torch.arange(TAPS, device=self.matrix.device)
+        inside = index.clamp(max=self.matrix.shape[1] - 1)
+        return inside.int(), self.matrix.gather(1, inside) * (index < end)
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
         """Of the new positions from `first` to before `last`: the old ones they are made of; (0, 0) for none."""
@@ -97,7 +110,19 @@ def upsample_argmax(logits: Tensor, input_size: Size, original: Size, *, align_c
         _twice(*lengths, align_corners, logits.device)
         for lengths in zip(logits.shape[1:], input_size, original, strict=True)
     )
+    kernel = _kernel() if logits.device.type == "cuda" else None
+    if kernel is not None and height.taps is not None and width.taps is not None:
+        return kernel(logits, height.taps, width.taps)
     return decide([[Patch(logits, height, width)]])
+
+
+@cache
+def _kernel() -> Callable[[Tensor, Taps, Taps], tuple[Tensor, Tensor]] | None:
+    try:
+        from models.ops.upsample_triton import upsample_argmax_triton
+    except ImportError:  # no Triton for this system, as for Windows
+        return None
+    return upsample_argmax_triton
 
 
 @lru_cache(maxsize=8)  # making both takes as long as a tenth of the rest, and the next image is mostly of the same size
