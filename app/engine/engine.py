@@ -88,6 +88,7 @@ class Engine:
         """Refuse new work, finish within so many seconds what was accepted, refuse what is left."""
         if self.state != "failed":
             self.state = "draining"
+        ends = time.monotonic() + drain_timeout
         self._changes.end()
         accepted = {job.payload.future for job in self._scheduler.unfinished}
         if accepted:
@@ -95,8 +96,11 @@ class Engine:
             log.info("drained: %d images finished, %d refused", len(accepted) - len(pending), len(pending))
         self._answer(self._scheduler.unfinished, NotReady("the server is shutting down"))
         if self._task is not None:
+            while self.state == "draining" and self._scheduler.running and time.monotonic() < ends:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # its callers were answered at their deadlines; that it runs is no fault
             self._task.cancel()
             await asyncio.wait([self._task])
+            self._task = None
         self._threads.shutdown()
 
     def check_ready(self) -> None:

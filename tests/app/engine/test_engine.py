@@ -500,6 +500,22 @@ async def test_stop_finishes_what_was_accepted_and_takes_no_more(engine: Engine,
     assert not engine.is_stuck
 
 
+async def test_a_batch_that_has_outlived_its_callers_ends_before_the_engine(engine: Engine, device: FakeDevice) -> None:
+    """Or a process that is asked to end would say that its device is stuck."""
+    await started(engine)
+    device.shut()
+    late = await ask(engine, 1, allowed=0.05)
+    await device.is_entered()
+    assert await replies([late]) == ["DeadlineExceeded"]
+    stopping = asyncio.create_task(engine.stop(LONG))
+    done, _ = await asyncio.wait([stopping], timeout=0.1)
+    assert not done
+    assert engine.is_stuck
+    device.gate.set()
+    await asyncio.wait_for(stopping, 10)
+    assert not engine.is_stuck
+
+
 async def test_stop_refuses_what_is_left_after_the_drain_timeout(
     engine: Engine, device: FakeDevice, metrics: Metrics
 ) -> None:
