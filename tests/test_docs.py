@@ -108,6 +108,17 @@ def test_the_readmes_make_commands_exist() -> None:
     assert set(re.findall(r"^\| `make (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)) <= targets
 
 
+def test_every_benchmark_says_how_to_get_its_figures_again() -> None:
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        if "__main__" in script.read_text():
+            assert f"benchmarks.{script.stem}" in text, script
+    for result in (ROOT / "benchmarks/results").iterdir():
+        assert f"results/{result.name}" in text, result
+    for target in re.findall(r"\]\(([^)#:]+)", text):
+        assert (ROOT / "benchmarks" / target).exists(), target
+
+
 @pytest.fixture(scope="module")
 def server(server_url: str) -> str:
     """host:port of a real server process."""
