@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from playwright.sync_api import Page, sync_playwright
+
+from benchmarks.machine import describe
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "app/web/sample.jpg"
@@ -103,11 +106,12 @@ def main() -> None:
             flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
             report = measure(browser.new_page(viewport={"width": 1280, "height": 900}), seconds)
+            about = {"machine": {**describe(torch.device("cpu")), "chromium": browser.version}}
             browser.close()
     finally:
         server.terminate()
         server.wait()
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(about | report, indent=2) + "\n")
     for heading, numbers in report.items():
         print(heading)
         for name, number in numbers.items():

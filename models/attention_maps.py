@@ -29,13 +29,17 @@ def cells_of(member: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
     Args:
         member: [H, W] of the image
     """
-    pixels = torch.from_numpy(member).double()
+    pixels: NDArray[np.integer] = member.view(np.uint8)
     for axis, cells in enumerate(grid):
         size = pixels.shape[axis]
-        index = ((torch.arange(size, dtype=torch.float64) + 0.5) * cells / size).long().clamp(max=cells - 1)
-        shape = (cells, pixels.shape[1]) if axis == 0 else (pixels.shape[0], cells)
-        pixels = pixels.new_zeros(shape).index_add_(axis, index, pixels)
-    return pixels / pixels.sum().clamp(min=1)
+        index = ((np.arange(size) + 0.5) * cells / size).astype(np.int64).clip(max=cells - 1)
+        there, starts = np.unique(index, return_index=True)  # a small image has no pixel in some cells
+        counts = np.zeros((cells, pixels.shape[1]) if axis == 0 else (pixels.shape[0], cells), dtype=np.int32)
+        counts[(there, slice(None)) if axis == 0 else (slice(None), there)] = np.add.reduceat(
+            pixels, starts, axis, dtype=np.int32
+        )
+        pixels = counts
+    return torch.from_numpy(pixels / max(1, pixels.sum()))
 
 
 def one_cell(cell: Cell, grid: tuple[int, int]) -> Tensor:

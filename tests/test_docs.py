@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app import __version__
 from app.api.errors import STATUS
@@ -123,6 +125,23 @@ def test_every_benchmark_says_how_to_get_its_figures_again() -> None:
 def server(server_url: str) -> str:
     """host:port of a real server process."""
     return server_url.removeprefix("http://")
+
+
+def test_the_readmes_python_runs(server: str, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example.strip().splitlines()) <= 10
+    sample = ROOT / "app/web/sample.jpg"
+    script = example.replace("localhost:8000", server).replace("app/web/sample.jpg", str(sample))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, check=True, timeout=60)
+    figure, photo = np.array(Image.open(tmp_path / "figure-6.png")), np.array(Image.open(sample))
+    height, width = photo.shape[:2]
+    assert figure.shape == (height, 3 * width, 3)
+    shown, once, twice = (figure[:, index * width : (index + 1) * width].astype(int) for index in range(3))
+    assert np.array_equal(shown, photo)
+    off_cross = np.ones((height, width), dtype=bool)
+    off_cross[180:220] = off_cross[:, 220:260] = False
+    assert (once != twice).any()
+    assert (twice > once)[off_cross].any()  # what was dark after one pass, off the cross, is lit after two
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

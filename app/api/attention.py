@@ -210,7 +210,7 @@ def class_id(record: Record, name: str) -> int:
     """
     names = record.spec.classes.names
     found = names.index(name) if name in names else int(name) if name.isdecimal() else -1
-    present = np.flatnonzero(np.bincount(record.segmentation.mask.ravel())).tolist()
+    present = np.flatnonzero(record.areas).tolist()
     if found not in present:
         there = ", ".join(names[index] for index in present)
         raise InvalidParameter(f"class: no pixel of the mask is {name!r}; there are {there}")

@@ -151,10 +151,10 @@ def _ground(record: Record, size: tuple[int, int]) -> Array:
 
 
 def _classes(record: Record) -> list[ClassPixels]:
-    areas = np.bincount(record.segmentation.mask.ravel())
     names = record.spec.classes.names
     return [
-        ClassPixels(id=index, name=names[index], pixels=int(areas[index])) for index in np.flatnonzero(areas).tolist()
+        ClassPixels(id=index, name=names[index], pixels=int(record.areas[index]))
+        for index in np.flatnonzero(record.areas).tolist()
     ]
 
 

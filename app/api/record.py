@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.engine.device import Segmentation
 from models import ModelSpec
@@ -25,6 +29,11 @@ class Record:
     @property
     def nbytes(self) -> int:
         return len(self.upload) + self.segmentation.nbytes
+
+    @cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """How many pixels of the mask each class has, as far as the last that has any."""
+        return np.bincount(self.segmentation.mask.ravel())
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,7 +20,7 @@ const state = {
   file: null, // the picture as it was chosen; null when it came by a link
   picture: null, // the same as pixels
   results: new Map(), // model name -> result, all of this picture
-  point: null,
+  about: null, // what the attention is of: a point {x, y}, or a class {class}
   abort: new AbortController(),
 };
 
@@ -66,7 +66,7 @@ const guarded = (action) => async (...values) => {
 
 async function open(file) {
   state.abort.abort();
-  Object.assign(state, { abort: new AbortController(), file, picture: null, results: new Map(), point: null });
+  Object.assign(state, { abort: new AbortController(), file, picture: null, results: new Map(), about: null });
   byId("problem").hidden = true;
   const { signal } = state.abort;
   showBusy("Reading the picture");
@@ -123,7 +123,7 @@ const modelNamed = (name) => state.models.find((model) => model.name === name);
 
 // ---- showing ------------------------------------------------------------------------------------------------------
 
-const handlers = { onPoint: (point) => look(point), onMap: (key) => { view.map = key; restyle(true); }, announce };
+const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce };
 const inspector = new Inspector(view, handlers);
 const comparison = new Comparison(byId("many"), view, handlers);
 const stage = () => (state.comparing ? comparison : inspector);
@@ -143,16 +143,19 @@ function showAll() {
   // In reach of both: under the large pictures, or under all models' columns.
   if (state.comparing) byId("many").after(byId("settings"));
   else byId("classes-part").before(byId("settings"));
-  state.point ??= { x: Math.floor(state.picture.width / 2), y: Math.floor(state.picture.height / 2) };
-  look(state.point);
+  const isThere = ({ info }) => info.classes.some(({ name }) => name === state.about.class);
+  if (!state.about || (state.about.class && !(state.comparing ? inOrder() : [result]).some(isThere))) {
+    state.about = { x: Math.floor(state.picture.width / 2), y: Math.floor(state.picture.height / 2) };
+  }
+  look(state.about);
 }
 
-/** Follows the point. A result that the server has let go is made again, as long as the picture is here. */
-async function look(point) {
-  state.point = point;
+/** Follows the point, or shows a class. A result that the server has let go is made again, as long as the picture is here. */
+async function look(about) {
+  state.about = about;
   noteChange();
   try {
-    await stage().follow(point);
+    await stage().follow(about);
   } catch (error) {
     if (error.type !== "result-expired" || !state.file) return showProblem(error);
     const names = [...state.results.keys()];
@@ -168,7 +171,7 @@ function restyle(asksAnew) {
   if (byId("work").hidden) return;
   inspector.result && inspector.paintMask();
   comparison.paintMasks();
-  if (asksAnew && state.point) look(state.point);
+  if (asksAnew && state.about) look(state.about);
   else stage().paint();
 }
 
@@ -180,10 +183,10 @@ function noteChange() { // browsers stop pages that change their address at ever
 }
 
 function linkValues() {
-  const { x = "", y = "" } = state.point ?? {};
+  const { x = "", y = "", class: name = "" } = state.about ?? {};
   const ids = inOrder().map(({ id }) => id).join(",");
   const isDefault = modelNamed(state.model)?.default;
-  return { ...view.toLink(), view: state.comparing ? "many" : DEFAULTS.view, model: isDefault ? "" : state.model, x, y, ids };
+  return { ...view.toLink(), view: state.comparing ? "many" : DEFAULTS.view, model: isDefault ? "" : state.model, x, y, class: name, ids };
 }
 
 // ---- the controls -------------------------------------------------------------------------------------------------
@@ -216,7 +219,8 @@ async function restore() {
   state.picture = await fetchPicture(replies[0].id);
   for (const reply of replies) state.results.set(reply.model, await toResult(reply));
   if (!state.results.has(state.model)) state.model = replies[0].model;
-  if (link.x && link.y) state.point = { x: Number(link.x), y: Number(link.y) };
+  if (link.class) state.about = { class: link.class };
+  else if (link.x && link.y) state.about = { x: Number(link.x), y: Number(link.y) };
   showBusy("");
   showAll();
 }

@@ -5,9 +5,9 @@ import { getArray, getJson } from "/web/api.js";
 const KEPT_BYTES = 64 << 20;
 const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local", pam: "Position attention" };
 const EXPLAINED = {
-  "cca:1": "One pass: the pixel sees its own row and column.",
+  "cca:1": "One pass: its own row and column.",
   "cca:2": "The second pass, alone.",
-  "cca:composed": "Both passes together: their exact product reaches every cell.",
+  "cca:composed": "Both passes: their exact product.",
   "afnb:all": "Pyramid attention from high to low features.",
   "apnb:all": "Pyramid attention over 110 anchors.",
   "nl:": "Dense attention: every cell against every other.",
@@ -25,7 +25,7 @@ function choice(block, part, value, title) {
 function rollout(block) {
   const made = choice(block, "step", "composed", "Rollout");
   made.parameters.compose = "rollout";
-  return { ...made, key: "cca:rollout", hint: "Both passes with their residuals: as much as attention enters at all." };
+  return { ...made, key: "cca:rollout", hint: "Both passes, with residuals." };
 }
 
 /** All maps of a result's /info, in the network's order. */
@@ -64,13 +64,16 @@ export class Maps {
   #kept = new Map();
   #bytes = 0;
 
-  /** @returns {{weights, rows, columns, cell, anchors}} anchors only for pyramid blocks: {scale: [s][s]} */
-  async fetch(result, choice, point, direction) {
-    const cell = cellOf(point, result.info.image, choice.grid);
-    const key = [result.id, choice.key, direction, cell.row, cell.column].join();
+  /**
+   * @param about {x, y}, or {class} for the average over its pixels
+   * @returns {{weights, rows, columns, cell, anchors}} cell only of a point; anchors only for pyramid blocks: {scale: [s][s]}
+   */
+  async fetch(result, choice, about, direction) {
+    const cell = about.class ? null : cellOf(about, result.info.image, choice.grid);
+    const key = [result.id, choice.key, direction, about.class ?? `${cell.row},${cell.column}`].join();
     const kept = this.#kept.get(key);
     if (kept) return kept;
-    const asked = { ...point, ...choice.parameters, ...(direction === "to" && { direction }) };
+    const asked = { ...about, ...choice.parameters, ...(direction === "to" && { direction }) };
     const wantsAnchors = choice.parameters.level === "all" && direction !== "to";
     const [weights, numbers] = await Promise.all([
       getArray(attentionUrl(result.id, asked, "npy")),
@@ -97,7 +100,7 @@ export class Maps {
   }
 }
 
-/** {sum, max, entropy in bits, onCross}: entropy and onCross of the weights as shares of their sum. */
+/** {sum, max, entropy in bits, onCross}: entropy and onCross (of a point's map) of the weights as shares of their sum. */
 export function statistics({ weights, rows, columns, cell }) {
   let sum = 0;
   let max = 0;
@@ -107,6 +110,7 @@ export function statistics({ weights, rows, columns, cell }) {
   }
   let entropy = 0;
   for (const weight of weights) if (weight > 0) entropy -= weight / sum * Math.log2(weight / sum);
+  if (!cell) return { sum, max, entropy, onCross: null };
   let onCross = -weights[cell.row * columns + cell.column];
   for (let column = 0; column < columns; column += 1) onCross += weights[cell.row * columns + column];
   for (let row = 0; row < rows; row += 1) onCross += weights[row * columns + cell.column];

@@ -17,7 +17,7 @@ export class Comparison {
     Object.assign(this, { target, view, onPoint, announce });
     this.maps = new Maps();
     this.columns = [];
-    this.follow = newestOnly((point) => this.#look(point));
+    this.follow = newestOnly((about) => this.#look(about));
   }
 
   show(results, picture) {
@@ -57,27 +57,41 @@ export class Comparison {
     }
   }
 
-  async #look(point) {
+  async #look(about) {
     const { columns, view } = this;
+    const point = about.class ? null : about;
+    const has = ({ info }) => !about.class || info.classes.some(({ name }) => name === about.class);
     for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, choice.hasCross);
     this.different?.mark(point, columns[0].choice.grid, false);
-    const found = await Promise.all(columns.map(({ result, choice }) => this.maps.fetch(result, choice, point, view.direction)));
+    const found = await Promise.all(columns.map(({ result, choice }) =>
+      (has(result) ? this.maps.fetch(result, choice, about, view.direction) : null)));
     if (columns !== this.columns) return;
     columns.forEach((column, index) => { column.map = found[index]; });
+    this.about = about;
     this.paint();
+    if (about.class) {
+      this.announce(`All of ${about.class}.`);
+      return;
+    }
     const said = columns.map(({ result }) => `${short(result)}: ${nameOf(result, classAt(result.mask, result.info.image, point))}`);
     this.announce(`Point ${point.x}, ${point.y}. ${said.join(", ")}.`);
   }
 
   paint() {
     for (const { map, heat, choice, reads, result } of this.columns) {
-      if (!map) continue;
+      if (!map) {
+        heat.overlay.width = 1;
+        delete heat.overlay.dataset.cell;
+        reads.textContent = this.about?.class ? `No pixel is ${this.about.class}.` : "";
+        continue;
+      }
       paintMap(heat, map, this.view, { key: choice.key });
       const { entropy, onCross } = statistics(map);
       const most = byClass(map, result.mask).slice(0, 2).filter(({ share }) => share > 0.001)
         .map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
-      reads.textContent = `Looks at ${most.join(", ")}; as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells, ` +
-        `${percent(onCross)} on its row and column.`;
+      const verb = this.view.direction === "to" ? "Looked at from" : "Looks at";
+      const cross = onCross === null ? "" : `, ${percent(onCross)} on its row and column`;
+      reads.textContent = `${verb} ${most.join(", ")}; as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells${cross}.`;
     }
   }
 
@@ -91,7 +105,7 @@ export class Comparison {
     const rows = pairs.map(({ names, share: part, most }) => element("li", {},
       element("b", {}, percent(part)), ` ${names.join(" and ")}`, element("small", {}, most ? `mostly ${most}` : "")));
     return element("article", { className: "card disagreement" },
-      element("h3", {}, "Where they disagree", element("small", {}, `${percent(share)} of the pixels`)),
+      element("h3", {}, "Where they disagree", element("small", {}, `${percent(share)} of pixels`)),
       this.different.element, element("ul", { className: "pairs" }, ...rows), this.#legend());
   }
 

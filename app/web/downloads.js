@@ -3,7 +3,7 @@
 import { attentionUrl } from "/web/attention.js";
 import { element } from "/web/panel.js";
 
-export function fillDownloads(list, { results, model, point }, choice, view) {
+export function fillDownloads(list, { results, model, about }, choice, view) {
   const result = results.get(model);
   if (!result) return;
   const entries = [
@@ -12,8 +12,8 @@ export function fillDownloads(list, { results, model, point }, choice, view) {
     ["Mask over the picture", "png", `/results/${result.id}?format=overlay&alpha=${view.mask}`],
     ["Classes and timings", "json", `/results/${result.id}?format=json`],
   ];
-  if (point && choice) {
-    const asked = { ...point, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
+  if (about && choice) {
+    const asked = { ...about, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
     const drawn = { ...asked, clip: view.clip, norm: view.norm, interp: view.smooth ? "bilinear" : "nearest", colormap: view.colormap };
     entries.push(
       ["Attention over the picture", "png", attentionUrl(result.id, { ...drawn, alpha: view.heat }, "overlay")],

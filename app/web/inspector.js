@@ -2,7 +2,7 @@
 
 import { Maps, byClass, cellOf, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
 import { paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
-import { fillLegend } from "/web/legend.js";
+import { fillLegend, markAsked } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
 import { classAt, paintMask } from "/web/picture.js";
 
@@ -22,7 +22,7 @@ export function paintMap(panel, map, view, { key, scale = scaleOf(map.weights, v
   panel.overlay.classList.toggle("pixelated", !smooth);
   panel.overlay.style.opacity = view.heat;
   panel.overlay.dataset.map = key;
-  panel.overlay.dataset.cell = `${map.cell.row},${map.cell.column}`; // last: it tells that the map is on show
+  panel.overlay.dataset.cell = map.cell ? `${map.cell.row},${map.cell.column}` : "all"; // last: it tells that the map is on show
 }
 
 export function weightAt(map, size, pixel) {
@@ -34,16 +34,15 @@ const nameOfTile = ({ title, parameters: { level } }) => (level === "all" ? "all
 
 export class Inspector {
   /** @param view what is set on the page: see app.js */
-  constructor(view, { onPoint, onMap, announce }) {
-    Object.assign(this, { view, announce });
-    this.onMap = onMap;
+  constructor(view, { onPoint, onClass, onMap, announce }) {
+    Object.assign(this, { view, onClass, onMap, announce });
     this.maps = new Maps();
     this.shown = null; // the map in the large panel, with its key
     this.maskPanel = new Panel({ label: "The mask over the picture", onPoint, tip: (pixel) => this.#classTip(pixel) });
     this.heatPanel = new Panel({ label: "Attention of the point over the picture", onPoint, tip: (pixel) => this.#weightTip(pixel) });
     byId("mask-stage").append(this.maskPanel.element);
     byId("heat-stage").append(this.heatPanel.element);
-    this.follow = newestOnly((point) => this.#look(point));
+    this.follow = newestOnly((about) => this.#look(about));
   }
 
   get choice() {
@@ -60,6 +59,7 @@ export class Inspector {
       colorOf: (id) => colorOf(result, id),
       hidden: this.view.hidden,
       onChange: (only) => this.paintMask(only),
+      onAsk: this.onClass,
     });
     this.#makeTiles();
   }
@@ -102,22 +102,26 @@ export class Inspector {
     return element("label", { className: "tile", title: choice.hint }, radio, panel.element, element("span", {}, nameOfTile(choice), share));
   }
 
-  /** Fetches what the point's maps need, then paints them all at once. */
-  async #look(point) {
+  /** Fetches the maps of a point or a class, then paints them all at once. */
+  async #look(about) {
     const { result, choice, choices, view: { direction } } = this;
+    const point = about.class ? null : about;
     for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.hasCross);
+    markAsked(byId("legend"), about.class);
     const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
-    const fetched = await Promise.all(wanted.map((one) => this.maps.fetch(result, one, point, direction)));
+    const fetched = await Promise.all(wanted.map((one) => this.maps.fetch(result, one, about, direction)));
     if (result !== this.result) return; // another picture or model came meanwhile
     this.found = new Map(wanted.map((one, index) => [one.key, fetched[index]]));
+    this.about = about;
     this.paint();
-    this.#report(point);
+    this.#report(about);
   }
 
   /** Paints the maps that are there, by the settings of now. */
   paint() {
     const { view, choice } = this;
-    byId("heat-title").textContent = `${choice.title}${view.direction === "to" ? ": who looks here" : ""}`;
+    const subject = this.about?.class ?? "the point";
+    byId("heat-title").textContent = `${view.direction === "to" ? `Who looks at ${subject}` : `Where ${subject} looks`}: ${choice.title}`;
     byId("heat-hint").textContent = choice.hint;
     paintLegend(byId("colors-bar"), view.colormap);
     const map = this.found?.get(choice.key);
@@ -148,17 +152,20 @@ export class Inspector {
     share.textContent = percent(weights.reduce((sum, weight) => sum + weight, 0));
   }
 
-  #report(point) {
+  #report(about) {
     const { result, shown, choice } = this;
     const { sum, max, entropy, onCross } = statistics(shown);
-    const own = nameOf(result, classAt(result.mask, result.info.image, point));
+    const own = about.class ?? nameOf(result, classAt(result.mask, result.info.image, about));
+    const pixels = result.info.classes.find(({ name }) => name === about.class)?.pixels;
     const classes = byClass(shown, result.mask).slice(0, MOST_CLASSES).filter(({ share }) => share >= LEAST_SHARE);
     byId("readout").hidden = false;
     byId("reads-title").textContent = this.view.direction === "to" ? "Looked at from" : "Looks at";
-    byId("reads-class").textContent = own;
-    byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;
+    byId("reads-subject").textContent = about.class ? "Class" : "Point";
+    byId("reads-class").textContent = about.class ? `${own}, the average over its ${pixels.toLocaleString("en")} pixels` : own;
+    for (const one of document.querySelectorAll("#readout .of-point")) one.hidden = Boolean(about.class);
+    if (shown.cell) byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;
     byId("reads-spread").textContent = `as wide as ${Math.round(2 ** entropy)} of ${shown.weights.length} cells (${entropy.toFixed(1)} bits)`;
-    byId("reads-cross").textContent = percent(onCross);
+    if (shown.cell) byId("reads-cross").textContent = percent(onCross);
     byId("reads-max").textContent = percent(max);
     byId("reads-sum").textContent = percent(sum);
     byId("reads-classes").replaceChildren(...classes.map(({ id, share }) => {
@@ -169,7 +176,8 @@ export class Inspector {
       return row;
     }));
     const looked = classes.slice(0, 2).map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`).join(", ");
-    this.announce(`Point ${point.x}, ${point.y}: ${own}. ${choice.title} attention: ${looked}.`);
+    const subject = about.class ? `All of ${own}` : `Point ${about.x}, ${about.y}: ${own}`;
+    this.announce(`${subject}. ${choice.title} attention: ${looked}.`);
   }
 
   #classTip(pixel) {

@@ -7,8 +7,9 @@ import { element } from "/web/panel.js";
  * @param colorOf class id -> CSS colour
  * @param hidden set of class names that are switched off; changed here
  * @param onChange called with the id of the class to show alone, or null
+ * @param onAsk called with the name of the class whose attention is asked for; without it that can't be
  */
-export function fillLegend(list, { predictions, colorOf, hidden, onChange }) {
+export function fillLegend(list, { predictions, colorOf, hidden, onChange, onAsk = null }) {
   const largest = Math.max(...predictions.map(({ fraction }) => fraction));
   const rows = [...predictions].sort((a, b) => b.fraction - a.fraction).map((prediction) => {
     const name = prediction.class;
@@ -29,7 +30,18 @@ export function fillLegend(list, { predictions, colorOf, hidden, onChange }) {
     });
     button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && onChange(prediction.class_id));
     button.addEventListener("pointerleave", () => onChange(null));
-    return element("li", {}, button);
+    if (!onAsk) return element("li", {}, button);
+    const ask = element("button", { type: "button", className: "ask", title: `Attention of ${name}: the average over its pixels`,
+      dataset: { class: name } }, "attention");
+    ask.setAttribute("aria-label", `Attention of ${name}`);
+    ask.setAttribute("aria-pressed", "false");
+    ask.addEventListener("click", () => onAsk(name));
+    return element("li", {}, button, ask);
   });
   list.replaceChildren(...rows);
+}
+
+/** Shows which class's attention is on show; none if it is a point's. */
+export function markAsked(list, name = null) {
+  for (const ask of list.querySelectorAll(".ask")) ask.setAttribute("aria-pressed", String(ask.dataset.class === name));
 }

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Route, expect
 
-from tests.browser.conftest import Opened, choose, click, pixels, shoot, wait_for_cell
+from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
 
 
 def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
@@ -44,17 +44,16 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     shoot(page, "compare")
 
 
-def test_a_model_that_is_gone_leaves_the_others(opened: Opened) -> None:
+def test_a_model_that_is_gone_leaves_the_others(opened: Opened, api: httpx.Client) -> None:
     page = opened()
     choose(page)
 
     def fail(route: Route) -> None:
-        reply = route.fetch()
-        body = reply.json()
+        body = api.post(route.request.url, content=SAMPLE.read_bytes()).json()
         gone = body["results"].pop()
         problem = {"type": "model-not-loaded", "title": "Not ready", "status": 503, "detail": "it was unloaded"}
         body["failures"].append({"model": gone["model"], "problem": problem})
-        route.fulfill(response=reply, json=body)
+        route.fulfill(json=body)
 
     page.route("**/segment?*", fail)
     page.locator("#compare").click()
@@ -81,4 +80,4 @@ def test_another_model_on_the_same_picture(opened: Opened) -> None:
     choose(page)
     page.locator("#model").select_option("nonlocal-mobilenetv2-camvid")
     page.locator('#heat-stage .overlay[data-map="nl:"]').wait_for()
-    expect(page.locator("#heat-title")).to_have_text("Non-local")
+    expect(page.locator("#heat-title")).to_have_text("Where the point looks: Non-local")

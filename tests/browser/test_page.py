@@ -55,7 +55,7 @@ def test_the_mask_is_the_servers(opened: Opened, api: httpx.Client, picture: Pat
     np.testing.assert_array_equal(mask[..., :3], np.array(right))
     assert (mask[..., 3] == 255).all()
     shares = {one["class"]: f"{100 * one['fraction']:.1f} %" for one in reply["predictions"]}
-    rows = page.locator("#legend li").all_inner_texts()
+    rows = page.locator("#legend .class").all_inner_texts()
     assert dict(row.split("\n") for row in rows) == shares
     shoot(page, f"page-{picture.stem}")
 
@@ -144,7 +144,7 @@ def test_settings_change_the_picture(opened: Opened, api: httpx.Client) -> None:
     page.locator("#cells").select_option("smooth")
     assert pixels(page.locator(HEAT)).shape[1] > COLUMNS
     before = (pixels(page.locator("#mask-stage .overlay"))[..., 3] > 0).mean()
-    road = page.locator("#legend button", has_text="road")
+    road = page.locator("#legend .class", has_text="road")
     road.click()
     page.mouse.move(0, 0)  # while it is pointed at, a class is shown alone
     expect(road).to_have_attribute("aria-pressed", "false")
@@ -158,7 +158,7 @@ def test_who_looks_at_the_point(opened: Opened, api: httpx.Client) -> None:
     page = opened(f"{EXACT}&model=nonlocal-mobilenetv2-camvid")
     result = choose(page)
     page.locator("#direction").select_option("to")
-    expect(page.locator("#heat-title")).to_have_text("Non-local: who looks here")
+    expect(page.locator("#heat-title")).to_have_text("Who looks at the point: Non-local")
     expect(page.locator("#reads-title")).to_have_text("Looked at from")
     right = drawn(api, result, **point_of(page), direction="to")
     assert np.abs(shown(page.locator(HEAT)) - right).max() <= TOLERANCE
@@ -205,3 +205,41 @@ def test_downloads_are_what_is_shown(opened: Opened, api: httpx.Client) -> None:
     assert files["Mask, class ids"][:4] == files["Attention over the picture"][:4] == b"\x89PNG"
     np.testing.assert_array_equal(np.load(io.BytesIO(files["Attention, the weights"])), weights)
     assert f'"id":"{result}"'.encode() in files["Attention, all numbers"]
+
+
+def test_attention_of_a_class(opened: Opened, api: httpx.Client) -> None:
+    page = opened(EXACT)
+    result = choose(page)
+    ask = page.get_by_role("button", name="Attention of car")
+    ask.click()
+    page.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    expect(ask).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#heat-title")).to_have_text("Where car looks: Composed")
+    expect(page.locator("#reads-class")).to_have_text(re.compile(r"^car, the average over its [\d,]+ pixels$"))
+    expect(page.locator("#mask-stage .ring")).to_be_hidden()
+    queries = [{"step": "1"}, {"step": "2"}, {"step": "composed"}, {"compose": "rollout"}]
+    for tile, query in zip(page.locator("#tiles .tile").all(), queries, strict=True):
+        right = drawn(api, result, **{"class": "car"}, **query)
+        assert np.abs(shown(tile.locator(".overlay")) - right).max() <= TOLERANCE
+    shoot(page, "page-class")
+    page.wait_for_timeout(300)  # for the address to follow
+    again = opened(page.url.split("/")[-1])
+    again.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    page.locator("#compare").click()
+    page.locator('#many .overlay[data-cell="all"]').nth(2).wait_for()
+    page.locator("#compare").click()
+    page.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    click(page.locator(MASK), 0.52, 0.72)  # and a point again
+    wait_for_cell(page.locator(HEAT), 21, 20)
+    expect(ask).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#reads-cell")).to_be_visible()
+
+
+def test_opacity(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    for slider, overlay in (("#mask", "#mask-stage .overlay"), ("#heat", HEAT)):
+        page.locator(slider).fill("0.2")
+        expect(page.locator(overlay)).to_have_css("opacity", "0.2")
+        page.locator(slider).press("ArrowRight")
+        expect(page.locator(overlay)).to_have_css("opacity", "0.25")

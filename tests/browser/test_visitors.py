@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
 
@@ -56,7 +56,7 @@ def test_by_keyboard_alone(opened: Opened) -> None:
     page.keyboard.press("Shift+ArrowDown")
     wait_for_cell(page.locator(HEAT), 20, 21)
     expect(page.locator("#said")).to_have_text(re.compile(r"^Point \d+, \d+: .+ Composed attention: "))
-    for _ in range(30):
+    for _ in range(45):  # past the settings and two buttons for each class
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.name") == "map":
             break
@@ -108,6 +108,44 @@ def test_a_link_restores_the_view(opened: Opened) -> None:
         np.testing.assert_array_equal(pixels(again.locator(canvas)), pixels(page.locator(canvas)))
     again.locator("#model").select_option("nonlocal-mobilenetv2-camvid")  # without the file: from the server's copy
     again.locator('#heat-stage .overlay[data-map="nl:"]').wait_for()
+
+
+def test_the_link_is_copied(opened: Opened) -> None:
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    choose(page)
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    page.locator("#share").click()
+    expect(page.locator("#share")).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.url
+    again = opened(copied.split("/")[-1])
+    wait_for_cell(again.locator(HEAT), 21, 12)
+
+
+def test_progress_is_told(opened: Opened) -> None:
+    page = opened()
+    page.locator("#model option").first.wait_for(state="attached")
+    page.evaluate(
+        """() => {
+          window.told = [];
+          new MutationObserver(() => window.told.push([document.querySelector('#status').textContent,
+            document.querySelector('#progress').getAttribute('value')])).observe(
+            document.querySelector('#busy'), { childList: true, subtree: true, attributes: true });
+        }"""
+    )
+    held: list[Route] = []
+    page.route("**/segment?*", lambda route: held.append(route))
+    page.set_input_files("#file", SAMPLE)
+    expect(page.locator("#busy")).to_be_visible()
+    expect(page.locator("#status")).to_have_text("Uploading")
+    held[0].continue_()
+    page.locator(f"{HEAT}[data-cell]").wait_for()
+    expect(page.locator("#busy")).to_be_hidden()
+    told = page.evaluate("window.told")
+    texts = list(dict.fromkeys(text for text, _ in told))
+    assert texts == ["Reading the picture", "Uploading", "CCNet, MobileNetV2, CamVid is at work", ""]
+    assert ["Uploading", "0"] in told
 
 
 def test_a_link_to_a_result_that_is_gone(opened: Opened, api: httpx.Client) -> None:
