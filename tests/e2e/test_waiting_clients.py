@@ -78,7 +78,7 @@ async def test_a_deadline_passes_while_the_body_comes() -> None:
 
 async def test_a_deadline_passes_while_the_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("app.api.routes.segment.prepare", lambda *arguments: gate.wait(30))
+    monkeypatch.setattr("app.api.decoding.prepare", lambda *arguments: gate.wait(30))
     async with busy(FakeDevice()) as served, Connection(served.port) as client:
         try:
             await assert_expires(client, lambda: client.post(picture(2), {TIMEOUT: "0.4"}), 0.4)
