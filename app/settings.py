@@ -45,7 +45,8 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a forward pass that runs alone; 0 leaves the choice to torch."
     )
     reference_operators: bool = Field(
-        False, description="Attend by the definitions, as slow as they are, to check the fast operators by."
+        False,
+        description="Attend, and upsample images of one pass, by the slow definitions, to check the fast operators by.",
     )
 
     max_body_bytes: int = Field(32 << 20, gt=0, description="Largest request body, in bytes.")

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from models.ops import upsample
 from models.ops.upsample import Size, upsample_argmax, upsample_argmax_reference
+from tests.models.ops.margins import margins
 
 # Logits, network input, original: up and up, up and down, nothing to do, one row, one column, one pixel.
 CASES = [
@@ -22,14 +21,6 @@ CASES = [
     ((1, 1), (1, 1), (5, 4)),
     ((5, 6), (17, 20), (1, 1)),
 ]
-
-
-def margins(logits: Tensor, input_size: Size, original: Size, align_corners: bool) -> Tensor:
-    """How far the best class is ahead of the second, per pixel."""
-    resized = F.interpolate(logits[None], input_size, mode="bilinear", align_corners=align_corners)
-    resized = F.interpolate(resized, original, mode="bilinear", align_corners=align_corners)
-    best, second = resized[0].topk(2, dim=0).values
-    return best - second
 
 
 @pytest.mark.parametrize("block_elements", [1, 500, 1 << 22])

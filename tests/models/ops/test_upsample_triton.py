@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.ops import upsample
 from models.ops.upsample import Size, upsample_argmax, upsample_argmax_reference
+from tests.models.ops.margins import margins
 
 kernels = pytest.importorskip("models.ops.upsample_triton", reason="no Triton")
 
@@ -40,14 +40,6 @@ def run(logits: Tensor, input_size: Size, original: Size, *, align_corners: bool
     ]
     ids, confidence = kernels.upsample_argmax_triton(logits.to(DEVICE), *axes)
     return ids.cpu(), confidence.cpu()
-
-
-def margins(logits: Tensor, input_size: Size, original: Size, align_corners: bool) -> Tensor:
-    """How far the best class is ahead of the second, per pixel."""
-    resized = F.interpolate(logits[None], input_size, mode="bilinear", align_corners=align_corners)
-    resized = F.interpolate(resized, original, mode="bilinear", align_corners=align_corners)
-    best, second = resized[0].topk(2, dim=0).values
-    return best - second
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
