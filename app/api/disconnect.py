@@ -21,17 +21,27 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Value]) ->
     Raises:
         ClientLeft: it hung up
     """
-    task = asyncio.ensure_future(work)
+    # In this task, cut off as by a timeout: a task of its own for the work would cost every request a twentieth of
+    # what the server takes for it.
     left = asyncio.ensure_future(_disconnected(request))
+    patience = asyncio.timeout(None)
+
+    def end(_: asyncio.Future[None]) -> None:
+        patience.reschedule(0.0)
+
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeft
-        return task.result()
+        async with patience:
+            left.add_done_callback(end)
+            try:
+                return await work
+            finally:
+                left.remove_done_callback(end)
+    except TimeoutError:
+        if patience.expired():
+            raise ClientLeft from None
+        raise
     finally:
-        for pending in (task, left):
-            pending.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
+        left.cancel()
 
 
 async def _disconnected(request: Request) -> None:

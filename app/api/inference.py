@@ -17,6 +17,8 @@ def choose_inference(query: SegmentQuery, usual: Inference) -> Inference:
     Raises:
         InvalidParameter: scales that are no numbers, or beyond the limits
     """
+    if query.mode is None and query.scales is None and query.flip is None:
+        return usual
     return replace(
         usual,
         mode=query.mode or usual.mode,

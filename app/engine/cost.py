@@ -66,8 +66,11 @@ class Costs:
 
     def of_batch(self, lane: Lane, size: int) -> float | None:
         """Seconds of a batch of so many images, or None as long as too little is known."""
-        own = self._lanes.get(lane, Cost()).predict(size)
-        return self._models.get(lane.model, Cost()).predict(size * lane.pixels) if own is None else own
+        cost = self._lanes.get(lane)
+        if cost is not None and (own := cost.predict(size)) is not None:
+            return own
+        cost = self._models.get(lane.model)
+        return None if cost is None else cost.predict(size * lane.pixels)
 
 
 class Surprise:

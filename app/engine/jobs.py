@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 Payload = TypeVar("Payload")
 Reason = Literal["full", "pixels", "idle"]
 
 
-@dataclass(frozen=True)
-class Lane:
+class Lane(NamedTuple):
     """What jobs must have in common to share a forward pass.
 
     Attributes:

@@ -236,8 +236,10 @@ class Scheduler(Generic[Payload]):
                 further = max(0.0, (actual - limit) / max(one, held / max(1, self._size)) - 1)
                 wait = self._forecast.seconds_to_next_place(self._running, now) + further * each
                 yield QueueFull(detail, limit=limit, actual=actual, retry_after=wait)
+        if not (self._size or self._running or ahead):
+            return
         predicted = self._seconds_until_done(job, now)
-        if predicted is None or not (self._size or self._running or ahead):
+        if predicted is None:
             return
         allowed = job.deadline - now
         # A job that was let in is given up only if there is no hope.

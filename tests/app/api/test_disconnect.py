@@ -69,9 +69,19 @@ async def test_work_is_cancelled(how: str) -> None:
     assert ended.is_set()
 
 
+async def test_timeouts_of_the_work_are_its_own() -> None:
+    async def work() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await while_connected(request_of(), work())
+
+
 async def test_no_task_is_left_behind() -> None:
     async def work() -> None: ...
 
     before = asyncio.all_tasks()
     await while_connected(request_of(), work())
+    await asyncio.sleep(0)  # the one that watched the client was told to end, and does so in its next turn
     assert asyncio.all_tasks() == before
