@@ -154,7 +154,7 @@ def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 def _is_routed(request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": method}
+    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}  # as our middleware has it
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
@@ -166,5 +166,7 @@ def _on_validation_error(request: Request, exc: Exception) -> Response:
 
 def _sentence(error: dict[str, Any]) -> str:
     name = ".".join(map(str, error["loc"][1:]))
+    about = f"{name}: " if name else ""  # none if it is about several
+    reason = error["msg"].removeprefix("Value error, ")  # pydantic's words before ours
     given = "" if error["type"] == "missing" else f", not {json.dumps(error['input'], default=str)}"
-    return f"{name}: {error['msg']}{given}"
+    return f"{about}{reason}{given}"

@@ -41,6 +41,9 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        method = scope["method"]
+        if method == "HEAD":  # FastAPI routes GET alone; the HTTP server leaves the body out (RFC 9110, section 9.3.2)
+            scope = {**scope, "method": "GET"}
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
@@ -63,15 +66,16 @@ class RequestMiddleware:
             response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
             await response(scope, receive, send_with_id)
         finally:
-            self._note(scope, status, request_id, started)
+            self._note(scope, method, status, started)
 
-    def _note(self, scope: Scope, status: int, request_id: str, started: float) -> None:
+    def _note(self, scope: Scope, method: str, status: int, started: float) -> None:
         ended = time.perf_counter()
         headers, state = Headers(scope=scope), scope["state"]
+        request_id = state["request_id"]
         # A template, never the path itself: ids in labels would make a series a request.
         route = getattr(scope.get("route"), "path", "unmatched")
         # So would a method, which a client makes up as it likes.
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = method if method in METHODS else "other"
         self.metrics.http_request(method, route, status, ended - started)
         timings: Timings = state.get("timings") or Timings()
         noted = {"request_id": request_id, **state.get("noted", {}), "batch_size": timings.batch_size or None}

@@ -100,6 +100,14 @@ def test_a_pixel_looks_along_its_cross_and_in_two_steps_beyond(client: httpx.Cli
     assert max(beyond) > 0.01
 
 
+@pytest.mark.parametrize("path", ["/", "/web/sample.jpg", "/models", "/nowhere"])
+def test_a_head_is_a_get_without_its_body(client: httpx.Client, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert int(head.headers["content-length"]) == len(whole.content) > 0
+
+
 def test_every_module_of_the_network_is_timed(client: httpx.Client) -> None:
     body, _, _ = segment(client, 1001)
     timed = {name.removeprefix("module.") for name in body["timings_ms"] if name.startswith("module.")}

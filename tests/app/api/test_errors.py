@@ -130,9 +130,9 @@ async def test_not_acceptable_lists_what_there_is(client: httpx.AsyncClient, pos
     ("method", "path", "allowed"),
     [
         ("GET", "/segment", "POST"),
-        ("POST", "/models", "GET"),
-        ("PUT", "/results/x", "GET, DELETE"),
-        ("POST", "/", "GET"),
+        ("POST", "/models", "GET, HEAD"),
+        ("PUT", "/results/x", "GET, HEAD, DELETE"),
+        ("POST", "/", "GET, HEAD"),
     ],
 )
 async def test_wrong_method(

@@ -81,6 +81,16 @@ async def test_a_request_is_logged_in_one_line(client: httpx.AsyncClient, caplog
     assert "secret" not in line
 
 
+async def test_a_head_is_counted_as_one(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        assert (await client.head("/health")).status_code == 200
+    assert " HEAD /health 200 " in caplog.text
+    assert (
+        'seglens_http_requests_total{method="HEAD",route="/health",status="200"} 1.0'
+        in (await client.get("/metrics")).text
+    )
+
+
 async def test_a_client_writes_no_line_of_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "app"):
         await client.get("/%0aFAKE", headers={"x-request-id": "mine"})

@@ -278,7 +278,9 @@ async def test_non_local_has_no_levels(
 async def test_a_question_is_about_one_thing(
     client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None], question: dict[str, Any]
 ) -> None:
-    assert_problem(await client.get(path, params=question), 422, "invalid-parameter")
+    reply = await client.get(path, params=question)
+    assert_problem(reply, 422, "invalid-parameter")
+    assert reply.json()["detail"].startswith("give x and y, or class, not {")
 
 
 async def test_a_class_by_name_or_id(client: httpx.AsyncClient, path: str, posted: dict[str, Any]) -> None:
