@@ -17,10 +17,11 @@ from fastapi_swagger import patch_fastapi
 from app import __version__
 from app.api import errors
 from app.api.dependencies import Services
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.middleware import RequestMiddleware
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
+from app.api.slow_lane import SlowLane
 from app.catalog import Catalog
 from app.engine.cores import compute_on
 from app.engine.device import Device
@@ -35,7 +36,8 @@ from app.traces import Spans, open_spans
 from models import ModelSpec, list_models
 
 SWEEP_INTERVAL = 5.0  # seconds
-MAX_MATRIX_BYTES = 128 << 20  # both steps of criss-cross attention at 128x256 cells
+MAX_DERIVED_BYTES = 128 << 20  # the matrices of both steps of criss-cross attention at 128x256 cells
+MAX_SLOW_MAPS = 8  # that take seconds each, one after another
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
 
 
@@ -78,15 +80,16 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     engine = Engine(worker, _planned(catalog, settings), policy, series, settings.stall_timeout)
     for spec in catalog.specs():
         engine.models.add(spec)
-    matrices = Matrices(MAX_MATRIX_BYTES)
+    derived = Derived(MAX_DERIVED_BYTES)
     app.state.services = Services(
         settings=settings,
         engine=engine,
         catalog=catalog,
-        results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=matrices.forget),
+        results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=derived.forget),
         metrics=series,
-        codecs=ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec", initializer=compute_on, initargs=(1,)),
-        matrices=matrices,
+        codecs=_threads("codec", os.cpu_count()),
+        derived=derived,
+        slow_lane=SlowLane(_threads("slow", 1), "attention maps", MAX_SLOW_MAPS),
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)
@@ -95,6 +98,11 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     app.state.spans = open_spans(os.environ)
     app.add_middleware(RequestMiddleware, metrics=series, spans=app.state.spans)
     return app
+
+
+def _threads(name: str, count: int | None) -> ThreadPoolExecutor:
+    """Each of which computes on one core."""
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=compute_on, initargs=(1,))
 
 
 def _planned(catalog: Catalog, settings: Settings) -> list[ModelSpec]:
@@ -114,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweeper.cancel()
     await services.engine.stop(services.settings.drain_timeout)
     services.codecs.shutdown(wait=False, cancel_futures=True)
+    services.slow_lane.close()
     spans: Spans | None = app.state.spans
     if spans is not None:
         await asyncio.to_thread(spans.close)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.api.attention import Question, attention_map
 from app.api.attention_views import Look, render_heat
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.record import Record
 from app.api.rendering import render_file
 from app.engine.device import Segmentation
@@ -45,7 +45,7 @@ def main() -> None:
     pictures = [
         render_file(record, "overlay", "image/png", 0.6),
         *(
-            render_heat(record, attention_map(record, Question(POINT, "cca", step), Matrices(0)), Look(), "PNG")
+            render_heat(record, attention_map(record, Question(POINT, "cca", step), Derived(0)), Look(), "PNG")
             for step in ("1", "composed")
         ),
     ]

@@ -6,6 +6,9 @@ block's attention is a matrix A, whose row is what a cell looks at (sum 1), and 
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
 Cell = tuple[int, int]
+Weights: TypeAlias = Tensor  # [H, W] float64
 
 
 def cell_of(x: float, y: float, width: int, height: int, grid: tuple[int, int]) -> Cell:
@@ -29,17 +33,21 @@ def cells_of(member: NDArray[np.bool_], grid: tuple[int, int]) -> Tensor:
     Args:
         member: [H, W] of the image
     """
-    pixels: NDArray[np.integer] = member.view(np.uint8)
-    for axis, cells in enumerate(grid):
-        size = pixels.shape[axis]
-        index = ((np.arange(size) + 0.5) * cells / size).astype(np.int64).clip(max=cells - 1)
-        there, starts = np.unique(index, return_index=True)  # a small image has no pixel in some cells
-        counts = np.zeros((cells, pixels.shape[1]) if axis == 0 else (pixels.shape[0], cells), dtype=np.int32)
-        counts[(there, slice(None)) if axis == 0 else (slice(None), there)] = np.add.reduceat(
-            pixels, starts, axis, dtype=np.int32
-        )
-        pixels = counts
-    return torch.from_numpy(pixels / max(1, pixels.sum()))
+    pixels = member.view(np.uint8)
+    down, across = (_starts(size, cells) for size, cells in zip(member.shape, grid, strict=True))
+    running = np.zeros((grid[0], member.shape[1] + 1), dtype=np.int64)
+    # A row of the grid at a time: to add up rows of pixels is much faster than to add up within them.
+    rows = [pixels[start:stop].sum(0, dtype=np.uint16) for start, stop in pairwise(down)]
+    np.cumsum(rows, axis=1, out=running[:, 1:])
+    counts = np.diff(running[:, across], axis=1)
+    return torch.from_numpy(counts / max(1, counts.sum()))
+
+
+def _starts(size: int, cells: int) -> list[int]:
+    """Where each cell's pixels begin along an axis, and where they end; a small image has none in some."""
+    index = ((np.arange(size) + 0.5) * cells / size).astype(np.int64)
+    starts: list[int] = np.searchsorted(index, np.arange(cells + 1)).tolist()
+    return starts
 
 
 def one_cell(cell: Cell, grid: tuple[int, int]) -> Tensor:
@@ -58,17 +66,6 @@ def criss_cross_map(trace: Trace, cell: Cell) -> Tensor:
     on_row = query @ trace.key[:, row].double()
     weights = torch.cat([on_column, on_row]).mul(trace.scale).softmax(0)
     return _cross(weights[: len(on_column)], weights[len(on_column) :], cell)
-
-
-def criss_cross_map_to(trace: Trace, cell: Cell) -> Tensor:
-    """Which cells look at a cell in one pass, and how much each: [H, W], zero off the cell's row and column.
-
-    The weight of a cell depends on all that it might look at instead, so all attention of the cross's cells is needed.
-    """
-    row, column = cell
-    _, along_row = _attention_of_row(trace, row)
-    _, along_column = _attention_of_column(trace, column)
-    return _cross(along_column[:, row], along_row[:, column], cell)
 
 
 def composed_criss_cross_map(first: Trace, second: Trace, cell: Cell) -> Tensor:
@@ -114,9 +111,8 @@ def with_residual(trace: Trace, attended: Tensor, before: Tensor) -> Tensor:
 
 def dense_map(trace: Trace, cell: Cell) -> Tensor:
     """What non-local attention looks at from a cell: [H, W]."""
-    row, column = cell
-    affinity = _affinity(trace.query[:, row, column].double()[:, None, None], trace.key)
-    return affinity.mul_(trace.scale).flatten().softmax(0).view(trace.grid)
+    query = trace.query[:, cell[0], cell[1], None, None]
+    return affinity(query, trace.key).mul_(trace.scale).flatten().softmax(0).view(trace.grid)
 
 
 def anchor_weights(trace: Trace, cell: Cell) -> dict[int, Tensor]:
@@ -142,6 +138,17 @@ def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Ten
     ).sum(0)
 
 
+def affinity(one: Tensor, other: Tensor) -> Tensor:
+    """Sum over channels of [C, 1 or H, 1 or W] times [C, H, W]: [H, W] float64.
+
+    A channel at a time stays in the cache; all in float64 at once would take ten times as long.
+    """
+    total = torch.zeros(other.shape[1:], dtype=torch.float64)
+    for factor, channel in zip(one.double(), other, strict=True):
+        total.addcmul_(factor.expand_as(total), channel.float().double())
+    return total
+
+
 def _cross(on_column: Tensor, on_row: Tensor, cell: Cell) -> Tensor:
     """A map [H, W] of the weights on a cell's column [H] and row [W]; of its own weight, the row's counts."""
     weights = on_row.new_zeros(len(on_column), len(on_row))
@@ -153,7 +160,7 @@ def _cross(on_column: Tensor, on_row: Tensor, cell: Cell) -> Tensor:
 def _attention_of_row(trace: Trace, row: int) -> tuple[Tensor, Tensor]:
     """All attention of a row's cells: [H, W] up and down their columns without themselves; [W, W] along the row."""
     query = trace.query[:, row].double()
-    off = _affinity(query[:, None, :], trace.key)
+    off = affinity(query[:, None, :], trace.key)
     off[row] = float("-inf")
     along = query.T @ trace.key[:, row].double()
     weights = torch.cat([off.T, along], dim=1).mul_(trace.scale).softmax(1)
@@ -163,22 +170,11 @@ def _attention_of_row(trace: Trace, row: int) -> tuple[Tensor, Tensor]:
 def _attention_of_column(trace: Trace, column: int) -> tuple[Tensor, Tensor]:
     """All attention of a column's cells: [H, W] left and right of it without themselves; [H, H] along the column."""
     query = trace.query[:, :, column].double()
-    off = _affinity(query[:, :, None], trace.key)
+    off = affinity(query[:, :, None], trace.key)
     off[:, column] = float("-inf")
     along = query.T @ trace.key[:, :, column].double()
     weights = torch.cat([off, along], dim=1).mul_(trace.scale).softmax(1)
     return weights[:, : off.shape[1]], weights[:, off.shape[1] :]
-
-
-def _affinity(query: Tensor, key: Tensor) -> Tensor:
-    """Sum over channels of query [C, 1 or H, 1 or W] times key [C, H, W]: [H, W].
-
-    A channel at a time stays in the cache; all in float64 at once would take ten times as long.
-    """
-    affinity = query.new_zeros(key.shape[1:])
-    for one, other in zip(query, key, strict=True):
-        affinity.addcmul_(one.expand_as(affinity), other.float().double())
-    return affinity
 
 
 def _context_share(trace: Trace) -> float:

@@ -1,69 +1,60 @@
-"""A block's whole attention, for questions that no single row of it answers.
+"""A block's whole attention, for classes: the average over many rows or columns of it.
 
-Who looks at a cell is a column of the matrix A, and the average over a class's cells a mean of many rows or columns.
 Both are products with a distribution over cells, v: `looked_at` is v A, `looking_at` is A v. A matrix is made
-once for a trace; each product then reads it once.
+once for a trace; each product then reads as much of it as v needs.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import back_projected_map, by_scale
+from models.attention_totals import computed_as, criss_cross_logits, exponentials
 from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
-MOST_EXACT = 1 << 21  # weights that are kept in float64; more are kept in float32, computed in float64
-CHUNK = 1 << 23  # weights that non-local attention computes at a time
-
-
-class Matrix(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-    def looked_at(self, cells: Tensor) -> Tensor:
-        """What the cells [H, W], weighted so, look at on average: [H, W] float64."""
-
-    def looking_at(self, cells: Tensor) -> Tensor:
-        """How much each cell looks at these, weighted so: [H, W] float64."""
-
-
-def matrix_of(trace: Trace) -> Matrix:
-    if trace.pool_scales:
-        return PyramidMatrix(trace)
-    return CrissCrossMatrix(trace) if trace.block == "cca" else DenseMatrix(trace)
+Array = NDArray[np.floating]
 
 
 class CrissCrossMatrix:
     """Kept as two arms: of H W rows with H W weights each, only H + W - 1 are not zero."""
 
     def __init__(self, trace: Trace) -> None:
-        query, key = trace.query.double(), trace.key.double()
-        columns = torch.einsum("chw,ckw->whk", query, key).mul_(trace.scale)
-        rows = torch.einsum("chw,chk->hwk", query, key).mul_(trace.scale)
-        columns.diagonal(dim1=1, dim2=2).fill_(float("-inf"))  # the cell itself counts once: in its row
-        total = torch.logaddexp(columns.logsumexp(2).T, rows.logsumexp(2))  # [H, W]
-        kept = _kept_as(columns.numel() + rows.numel())
-        # NumPy's: torch multiplies many matrices with a vector each several times slower.
-        self._columns = columns.sub_(total.T[:, :, None]).exp_().to(kept).numpy()  # [W, H, H]
-        self._rows = rows.sub_(total[:, :, None]).exp_().to(kept).numpy()  # [H, W, W]
+        columns, rows = criss_cross_logits(trace)
+        self._columns, across, of_columns = _exponentials(columns)
+        self._rows, along, of_rows = _exponentials(rows)
+        total = torch.logaddexp(of_columns.T, of_rows)
+        # What each arm lacks; to multiply the vectors by it is cheaper than the weights.
+        self._of_columns, self._of_rows = (across.T - total).exp_().numpy(), (along - total).exp_().numpy()
 
     @property
     def nbytes(self) -> int:
-        return self._columns.nbytes + self._rows.nbytes
+        return self._columns.nbytes + self._rows.nbytes + self._of_columns.nbytes + self._of_rows.nbytes
 
     def looked_at(self, cells: Tensor) -> Tensor:
+        """What the cells [H, W], weighted so, look at on average: [H, W] float64."""
         given = cells.numpy().astype(self._rows.dtype)
-        seen = np.vecmat(given.T, self._columns).T + np.vecmat(given, self._rows)
+        down, across = _box(given)
+        seen = np.zeros_like(given)
+        # NumPy's: torch multiplies many matrices with a vector each several times slower.
+        seen[:, across] += np.vecmat((given * self._of_columns)[down, across].T, self._columns[across, down]).T
+        seen[down] += np.vecmat((given * self._of_rows)[down, across], self._rows[down, across])
         return torch.from_numpy(seen.astype(np.float64))
 
     def looking_at(self, cells: Tensor) -> Tensor:
+        """How much each cell looks at these, weighted so: [H, W] float64."""
         given = cells.numpy().astype(self._rows.dtype)
-        seen = np.matvec(self._columns, given.T).T + np.matvec(self._rows, given)
+        down, across = _box(given)
+        seen = np.zeros_like(given)
+        seen[:, across] += (
+            np.matvec(self._columns[across, :, down], given[down, across].T).T * self._of_columns[:, across]
+        )
+        seen[down] += np.matvec(self._rows[down, :, across], given[down, across]) * self._of_rows[down]
         return torch.from_numpy(seen.astype(np.float64))
 
 
@@ -71,8 +62,9 @@ class PyramidMatrix:
     """Kept as the weights on anchors; pooling, the matrix's other factor, is the same for every trace."""
 
     def __init__(self, trace: Trace) -> None:
-        weights = (trace.query.double().flatten(1).T @ trace.key.double()).mul_(trace.scale).softmax(1)
-        self._weights = weights.to(_kept_as(weights.numel()))  # [HW, S]
+        kept = computed_as(trace.key.shape[-1] * trace.grid[0] * trace.grid[1])
+        logits = trace.query.to(kept).flatten(1).T @ (trace.key.to(kept) * trace.scale)
+        self._weights = logits.softmax(1)  # [HW, S]
         self._grid, self._scales = trace.grid, trace.pool_scales
 
     @property
@@ -80,15 +72,17 @@ class PyramidMatrix:
         return self._weights.nbytes
 
     def anchors(self, cells: Tensor) -> dict[int, Tensor]:
-        """What the cells look at on average: scale s to [s, s]."""
+        """What the cells [H, W], weighted so, look at on average: scale s to [s, s]."""
         weights = cells.flatten().to(self._weights.dtype) @ self._weights
         return by_scale(weights.double(), self._scales)
 
     def looked_at(self, cells: Tensor) -> Tensor:
+        """What the cells, weighted so, look at on average: [H, W] float64."""
         return back_projected_map(self.anchors(cells), self._grid)
 
     def looking_at(self, cells: Tensor, level: int | None = None) -> Tensor:
-        """
+        """How much each cell looks at these, weighted so: [H, W] float64.
+
         Args:
             level: through the anchors of this scale alone
         """
@@ -101,44 +95,16 @@ class PyramidMatrix:
         return (self._weights @ given).double().view(self._grid)
 
 
-class DenseMatrix:
-    """Kept as the normaliser of each row alone: at 128x256 cells there are a thousand million weights."""
-
-    def __init__(self, trace: Trace) -> None:
-        cells = trace.grid[0] * trace.grid[1]
-        kept = _kept_as(cells * cells)
-        self._query = trace.query.flatten(1).to(kept).mul(trace.scale).T.contiguous()  # [HW, C]
-        self._key = trace.key.flatten(1).to(kept)  # [C, HW]
-        self._grid = trace.grid
-        rows = [(part @ self._key).logsumexp(1) for part in self._query.split(max(1, CHUNK // cells))]  # type: ignore[no-untyped-call]
-        self._total = torch.cat(rows)
-
-    @property
-    def nbytes(self) -> int:
-        return self._query.nbytes + self._key.nbytes + self._total.nbytes
-
-    def looked_at(self, cells: Tensor) -> Tensor:
-        given = cells.flatten().to(self._total.dtype)
-        seen = torch.zeros_like(given)
-        for index in self._chunks(given):
-            logits = self._query[index] @ self._key - self._total[index, None]
-            seen += given[index] @ logits.exp_()
-        return seen.double().view(self._grid)
-
-    def looking_at(self, cells: Tensor) -> Tensor:
-        given = cells.flatten().to(self._total.dtype)
-        seen = torch.zeros_like(given)
-        for index in self._chunks(given):
-            logits = self._query @ self._key[:, index] - self._total[:, None]
-            seen += logits.exp_() @ given[index]
-        return seen.double().view(self._grid)
-
-    def _chunks(self, given: Tensor) -> tuple[Tensor, ...]:
-        """The cells that are asked about, as many at a time as memory bears."""
-        asked = given.nonzero().squeeze(1)
-        chunks: tuple[Tensor, ...] = asked.split(max(1, CHUNK // len(given)))  # type: ignore[no-untyped-call]
-        return chunks
+def _exponentials(arm: Iterator[Tensor]) -> tuple[Array, Tensor, Tensor]:
+    """Of an arm's logits: exp(logits - max) [lines, n, n], the max and the log-sum-exp [lines, n]."""
+    parts = [(logits, *exponentials(logits)) for logits in arm]
+    kept, largest, totals = (torch.cat(part) for part in zip(*parts, strict=True))
+    return kept.numpy(), largest, totals
 
 
-def _kept_as(weights: int) -> torch.dtype:
-    return torch.float64 if weights <= MOST_EXACT else torch.float32
+def _box(given: Array) -> tuple[slice, slice]:
+    """The rows and columns that all weights above 0 lie in."""
+    down, across = (np.flatnonzero(given.any(axis)) for axis in (1, 0))
+    if not down.size:
+        return slice(0), slice(0)
+    return slice(int(down[0]), int(down[-1]) + 1), slice(int(across[0]), int(across[-1]) + 1)

@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.record import Record
 from app.errors import InvalidParameter
-from models import Trace, attention_maps
-from models.attention_matrices import PyramidMatrix
+from models import Trace, attention_maps, attention_totals
+from models.attention_maps import Weights
+from models.attention_matrices import CrissCrossMatrix, PyramidMatrix
 
+MOST_QUICK = 1 << 24  # weights of dense attention that are made in less than a tenth of a second
 COMPOSED = "composed"
 Compose = Literal["product", "rollout"]
 Direction = Literal["from", "to"]
@@ -63,6 +65,10 @@ class AttentionMap:
     gamma: float | None = None
 
     @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes
+
+    @property
     def on_cross(self) -> float | None:
         """Share of the weight on the cell's own row and column."""
         if self.cell is None:
@@ -79,18 +85,38 @@ class AttentionMap:
         return float(-(shares * np.log2(shares)).sum())
 
 
-def attention_map(record: Record, question: Question, matrices: Matrices) -> AttentionMap:
+def attention_map(record: Record, question: Question, derived: Derived) -> AttentionMap:
     """The answer to a question.
 
     Raises:
         InvalidParameter: the point is outside the image, no pixel has the class, or the result has no such block,
             step or level
     """
+    if isinstance(question.about, str):  # as much work as all its cells together
+        return derived.get(record.id, question, lambda: _answer(record, question, derived))
+    return _answer(record, question, derived)
+
+
+def is_slow(record: Record, question: Question, derived: Derived) -> bool:
+    """Whether an answer takes seconds: dense attention of many cells or from many, which nobody has asked for yet.
+
+    Raises:
+        InvalidParameter: the result has no such block
+    """
+    trace = traces_of(record, question.block)[0]
+    if trace.block == "cca" or trace.pool_scales or (trace.grid[0] * trace.grid[1]) ** 2 <= MOST_QUICK:
+        return False
+    if isinstance(question.about, str):
+        return not derived.has(record.id, question)
+    return question.direction == "to" and not derived.has(record.id, _totals_of(trace))
+
+
+def _answer(record: Record, question: Question, derived: Derived) -> AttentionMap:
     traces = traces_of(record, question.block)
     step = _step(traces, question.step)
     compose = _compose(step, question.compose)
     level = _level(traces[0], question.level)
-    asked = _Asked(record, traces if step == COMPOSED else [traces[int(step or 1) - 1]], question, matrices)
+    asked = _Asked(record, traces if step == COMPOSED else [traces[int(step or 1) - 1]], question, derived)
     anchors = None
     if traces[0].pool_scales:
         weights, anchors = asked.of_pyramid(level or "all")
@@ -115,13 +141,14 @@ def attention_map(record: Record, question: Question, matrices: Matrices) -> Att
 class _Asked:
     """A question together with the traces that it is about: one, or two to compose.
 
-    What a cell looks at is one row, cheap to compute, exactly and alone. All else is a product with the matrix.
+    What a cell looks at is one row of the attention, and is computed alone. Who looks at it is a column, which the
+    totals of all rows give. Of a class many rows or columns are averaged: a product with the matrix.
     """
 
-    def __init__(self, record: Record, traces: list[Trace], question: Question, matrices: Matrices) -> None:
+    def __init__(self, record: Record, traces: list[Trace], question: Question, derived: Derived) -> None:
         self.cell: tuple[int, int] | None = None
         self.class_id: int | None = None
-        self._record, self._traces, self._matrices = record, traces, matrices
+        self._record, self._traces, self._derived = record, traces, derived
         self._is_from = question.direction == "from"
         grid = traces[0].grid
         if isinstance(question.about, str):
@@ -137,8 +164,7 @@ class _Asked:
         if self._is_from and self.cell is not None:
             anchors = attention_maps.anchor_weights(trace, self.cell)
         else:
-            matrix = self._matrices.get(self._record.id, trace)
-            assert isinstance(matrix, PyramidMatrix)
+            matrix = self._derived.get(self._record.id, _matrix_of(trace), lambda: PyramidMatrix(trace))
             if not self._is_from:
                 return matrix.looking_at(self._given, None if level == "all" else int(level)).numpy(), None
             anchors = matrix.anchors(self._given)
@@ -149,15 +175,31 @@ class _Asked:
     def of_cells(self, is_rollout: bool) -> Map:
         if self.cell is not None and self._is_from:
             return self._row(self.cell, is_rollout)
-        if self.cell is not None and self._traces[0].block == "cca" and len(self._traces) == 1:
-            return attention_maps.criss_cross_map_to(self._traces[0], self.cell).numpy()
         # Read from the right, A2 A1 v; from the left, v A2 A1.
         seen = self._given
         for trace in reversed(self._traces) if self._is_from else self._traces:
-            matrix = self._matrices.get(self._record.id, trace)
-            attended = matrix.looked_at(seen) if self._is_from else matrix.looking_at(seen)
+            attended = self._dense(trace) if trace.block != "cca" else self._criss_cross(trace, seen)
             seen = attention_maps.with_residual(trace, attended, seen) if is_rollout else attended
         return seen.numpy()
+
+    def _criss_cross(self, trace: Trace, seen: Weights) -> Weights:
+        if self.cell is None:
+            matrix = self._derived.get(self._record.id, _matrix_of(trace), lambda: CrissCrossMatrix(trace))
+            return matrix.looked_at(seen) if self._is_from else matrix.looking_at(seen)
+        totals = self._totals(trace)
+        if seen is self._given:
+            return attention_totals.criss_cross_map_to(trace, totals, self.cell)
+        return attention_totals.criss_cross_looking_at(trace, totals, seen, self.cell)
+
+    def _dense(self, trace: Trace) -> Weights:
+        if self._is_from:
+            return attention_totals.dense_looked_at(trace, self._given)
+        if self.cell is None:
+            return attention_totals.dense_looking_at(trace, self._totals(trace), self._given)
+        return attention_totals.dense_map_to(trace, self._totals(trace), self.cell)
+
+    def _totals(self, trace: Trace) -> Weights:
+        return self._derived.get(self._record.id, _totals_of(trace), lambda: attention_totals.totals_of(trace))
 
     def _row(self, cell: tuple[int, int], is_rollout: bool) -> Map:
         if self._traces[0].block != "cca":
@@ -168,6 +210,14 @@ class _Asked:
         if is_rollout:
             return attention_maps.rollout_criss_cross_map(first, second, cell).numpy()
         return attention_maps.composed_criss_cross_map(first, second, cell).numpy()
+
+
+def _matrix_of(trace: Trace) -> tuple[str, str, int]:
+    return "matrix", trace.block, trace.step
+
+
+def _totals_of(trace: Trace) -> tuple[str, str, int]:
+    return "totals", trace.block, trace.step
 
 
 def blocks_of(record: Record) -> list[str]:

@@ -22,7 +22,7 @@ from app.api.schemas import (
     WeightedCell,
 )
 from app.colormaps import COLORMAPS, ColormapName
-from app.imaging import Array, ImageFormat, blend, encode_rgb, mark, resize_map
+from app.imaging import Array, ImageFormat, blend, colored, encode_rgb, mark, resize_map
 from models import Trace
 
 Norm = Literal["max", "log", "rank", "sum"]
@@ -108,7 +108,7 @@ def render_heat(record: Record, found: AttentionMap, look: Look, image_format: I
     levels = (normalized(found.weights, look.norm, look.clip) * 255).round().astype(np.float32)
     size = levels.shape if look.at_map_size else (height, width)
     heat = resize_map(levels, (size[0], size[1]), look.is_smooth)
-    colors = COLORMAPS[look.colormap][heat.round().clip(0, 255).astype(np.uint8)]
+    colors = colored(heat.round().clip(0, 255).astype(np.uint8), COLORMAPS[look.colormap])
     if look.alpha is None:
         return encode_rgb(colors, image_format)
     picture = blend(_ground(record, (size[0], size[1])), colors, look.alpha)

@@ -10,8 +10,9 @@ from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.record import Record
+from app.api.slow_lane import SlowLane
 from app.catalog import Catalog
 from app.engine.engine import Engine
 from app.metrics import Metrics
@@ -27,6 +28,7 @@ class Services:
     """
     Attributes:
         codecs: threads that decode and encode images, apart from the one that runs the models
+        slow_lane: for attention that takes seconds
     """
 
     settings: Settings
@@ -35,7 +37,8 @@ class Services:
     results: ResultStore[Record]
     metrics: Metrics
     codecs: ThreadPoolExecutor
-    matrices: Matrices
+    derived: Derived
+    slow_lane: SlowLane
 
     async def in_codec_thread(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs

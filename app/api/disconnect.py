@@ -10,6 +10,8 @@ from fastapi import Request
 
 Value = TypeVar("Value")
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
+
 
 class ClientLeft(Exception):
     """No one is there to be answered."""

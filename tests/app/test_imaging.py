@@ -16,6 +16,7 @@ from app.imaging import (
     MAX_SIDE,
     ImageFormat,
     blend,
+    colored,
     decode,
     encode_ids,
     encode_palette,
@@ -426,6 +427,12 @@ def test_colours_come_back(image_format: ImageFormat, tolerance: int) -> None:
 
 
 # --- drawing
+
+
+def test_indices_in_colours() -> None:
+    palette = np.random.default_rng(0).integers(0, 256, (200, 3), dtype=np.uint8)
+    indices = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    np.testing.assert_array_equal(colored(indices, palette), palette[indices])
 
 
 def test_blend_goes_from_the_image_to_the_colours() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from app.api.attention import Question, attention_map
 from app.api.attention_views import describe, to_reply
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.record import Record
 from app.engine.device import Segmentation
 from app.engine.memory import outlive
@@ -54,7 +54,7 @@ def test_each_block_is_timed_and_its_attention_sums_to_one(
     assert [info.block for info in describe(record).blocks] == blocks
     assert set(blocks) < record.segmentation.timings.modules.keys()
     for block in blocks:
-        reply = to_reply(record, attention_map(record, Question((100, 200), block), Matrices(1 << 24)), 5, True)
+        reply = to_reply(record, attention_map(record, Question((100, 200), block), Derived(1 << 24)), 5, True)
         assert reply.weights is not None
         assert reply.sum == pytest.approx(1, abs=1e-9)
         assert (len(reply.weights), len(reply.weights[0])) == (30, 40)

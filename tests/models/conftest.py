@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.mobilenet import MobileNetV2
@@ -21,6 +22,7 @@ from models.heads.gcnet import GCHead
 from models.heads.non_local import NonLocalHead
 from models.heads.pspnet import PSPHead
 from models.segmentor import Segmentor
+from models.traces import Trace
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -126,3 +128,21 @@ def tiny_head(name: str, low: int, high: int, classifier_channels: int | None = 
     if name == "non_local":
         return NonLocalHead(high, 16, 5, classifier_channels=classifier_channels)
     return FCNHead(high, 16, 5, classifier_channels=classifier_channels)
+
+
+@pytest.fixture
+def plain_attention(criss_cross_map: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Trace], Tensor]:
+    """A block's attention as it is defined: a matrix [HW, HW] float64."""
+
+    def plain(trace: Trace) -> Tensor:
+        query, key = trace.query.double(), trace.key.double()
+        if trace.block == "cca":
+            return criss_cross_map(query[None] * trace.scale, key[None])[0]
+        weights = (trace.scale * query.flatten(1).T @ key.flatten(1)).softmax(1)
+        if not trace.pool_scales:
+            return weights
+        cells = torch.eye(query[0].numel(), dtype=torch.float64).view(-1, 1, *trace.grid)
+        pooled = torch.cat([F.adaptive_avg_pool2d(cells, scale).flatten(1) for scale in trace.pool_scales], 1)
+        return weights @ pooled.T
+
+    return plain

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app import __version__
-from app.api.attention import Compose, Direction, Question, attention_map
+from app.api.attention import Compose, Direction, Question, attention_map, is_slow
 from app.api.attention_views import Look, Norm, describe, render_heat, to_npy, to_reply
 from app.api.dependencies import ServicesDep
+from app.api.derived import Derived
+from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems
-from app.api.matrices import Matrices
 from app.api.negotiation import negotiate
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
@@ -86,7 +88,7 @@ class AttentionQuery(BaseModel):
     responses={
         200: {"content": {**IMAGE_CONTENT, NPY: {}}, "description": "The weights, as a picture or as numbers."},
         304: {"description": "As the `ETag` in `If-None-Match`."},
-        **problems(404, 406, 422),
+        **problems(404, 406, 422, 429),
     },
 )
 async def get_attention(
@@ -105,9 +107,16 @@ async def get_attention(
     if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     timings = request.state.timings = Timings()
-    content = await services.in_codec_thread(_render, record, query, media_type, services.matrices, timings)
+    render = partial(_render, record, query, media_type, services.derived, timings)
+    if is_slow(record, query.question(), services.derived):
+        try:
+            content = await while_connected(request, services.slow_lane.run(render))
+        except ClientLeft:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    else:
+        content = await services.in_codec_thread(render)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
-        services.matrices.forget(result_id)
+        services.derived.forget(result_id)
     return Response(content, media_type=media_type, headers={**headers, "Server-Timing": timings.server_timing()})
 
 
@@ -131,9 +140,9 @@ def _tag(result_id: str, query: AttentionQuery, media_type: str) -> str:
     return f'"{hashlib.sha256(asked.encode()).hexdigest()[:32]}"'
 
 
-def _render(record: Record, query: AttentionQuery, media_type: str, matrices: Matrices, timings: Timings) -> bytes:
+def _render(record: Record, query: AttentionQuery, media_type: str, derived: Derived, timings: Timings) -> bytes:
     with timings.stage("attention"):
-        found = attention_map(record, query.question(), matrices)
+        found = attention_map(record, query.question(), derived)
     wanted = query.format or OFFERS[media_type]
     with timings.stage("encode"):
         if wanted == "json":

@@ -17,7 +17,7 @@ from app.api.body import OPENAPI_BODY, announced_bytes, read_image
 from app.api.comparison import disagreement
 from app.api.decoding import Picture
 from app.api.dependencies import Services, ServicesDep
-from app.api.disconnect import ClientLeft, while_connected
+from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems, to_problem
 from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
@@ -31,7 +31,6 @@ from app.timings import Timings
 
 router = APIRouter()
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; seen in logs and metrics only
 Failures = Mapping[str, ServiceError]  # by model
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.api.attention import AttentionMap, Question, attention_map, class_id
+from app.api.attention import AttentionMap, Question, attention_map, class_id, is_slow
 from app.api.attention_views import describe
-from app.api.matrices import Matrices
+from app.api.derived import Derived
 from app.api.record import Record
 from app.errors import InvalidParameter
 from models import Trace
@@ -33,7 +33,7 @@ def found(weights: list[list[float]], cell: tuple[int, int] = (0, 0)) -> Attenti
 
 
 def ask(record: Record, about: Any, block: str | None = None, step: str | None = None, **more: Any) -> AttentionMap:
-    return attention_map(record, Question(about, block, step, **more), Matrices(1 << 24))
+    return attention_map(record, Question(about, block, step, **more), Derived(1 << 24))
 
 
 def matrix_of(ask_row: Callable[[tuple[int, int]], AttentionMap]) -> np.ndarray[Any, Any]:
@@ -180,3 +180,34 @@ def test_a_class_that_no_pixel_has(every_block: Record, name: str) -> None:
 def test_nothing_to_compose(every_block: Record, question: dict[str, str]) -> None:
     with pytest.raises(InvalidParameter, match="compose"):
         ask(every_block, (0, 0), compose="rollout", **question)
+
+
+def test_the_map_of_a_class_is_made_once(every_block: Record) -> None:
+    derived = Derived(1 << 24)
+    first = attention_map(every_block, Question("pole", "nl"), derived)
+    assert attention_map(every_block, Question("pole", "nl"), derived) is first
+    for other in (Question("car", "nl"), Question("pole", "nl", direction="to"), Question("pole", "cca")):
+        assert attention_map(every_block, other, derived) is not first
+
+
+def test_a_question_that_has_no_answer_leaves_nothing(every_block: Record) -> None:
+    derived = Derived(1 << 24)
+    with pytest.raises(InvalidParameter):
+        attention_map(every_block, Question("unicorn"), derived)
+    assert len(derived) == 0
+
+
+def test_dense_attention_of_many_cells_is_slow_until_it_is_there(
+    every_block: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derived = Derived(1 << 24)
+    slow = [Question("pole", "nl"), Question((3, 3), "nl", direction="to"), Question("pole", "nl", direction="to")]
+    assert not any(is_slow(every_block, question, derived) for question in slow), "48 cells are few"
+    monkeypatch.setattr("app.api.attention.MOST_QUICK", 48 * 48 - 1)
+    quick = [Question((3, 3), "nl"), Question("pole", "apnb"), Question("pole", "cca", direction="to")]
+    assert not any(is_slow(every_block, question, derived) for question in quick)
+    for question in slow:
+        assert is_slow(every_block, question, derived)
+        attention_map(every_block, question, derived)
+        assert not is_slow(every_block, question, derived)
+    assert not is_slow(every_block, Question((9, 9), "nl", direction="to"), derived)

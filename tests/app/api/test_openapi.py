@@ -16,7 +16,7 @@ LEAST = {
     "POST /segment": {200, 400, 404, 406, 413, 415, 422, 429, 503, 504},
     "GET /results/{result_id}": {200, 404, 406, 422},
     "DELETE /results/{result_id}": {204, 404},
-    "GET /attention/{result_id}": {200, 404, 406, 422},
+    "GET /attention/{result_id}": {200, 304, 404, 406, 422, 429},
     "GET /attention/{result_id}/info": {200, 404, 422},
     "GET /models": {200},
     "GET /models/{name}": {200, 404},

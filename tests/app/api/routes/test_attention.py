@@ -12,11 +12,12 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 import pytest
+from torch import Tensor
 
 from app.api.dependencies import Services
 from app.api.record import Record
 from models import Trace
-from models.attention_matrices import Matrix, matrix_of
+from models.attention_totals import totals_of
 from models.traces import Block
 
 POINTS = [(0, 0), (239, 0), (0, 179), (239, 179), (120, 90), (77, 13)]
@@ -351,11 +352,11 @@ async def test_what_was_made_for_an_answer_goes_with_its_result(
     client: httpx.AsyncClient, services: Services, path_of: dict[str, str]
 ) -> None:
     query = {"x": 3, "y": 3, "format": "npy"}
-    before = services.matrices.nbytes
+    before = services.derived.nbytes
     assert (await client.get(path_of["nl"], params={**query, "direction": "to"})).status_code == 200
-    assert services.matrices.nbytes > before
+    assert services.derived.nbytes > before
     assert (await client.delete("/results/nl")).status_code == 204
-    assert services.matrices.nbytes <= before
+    assert services.derived.nbytes <= before
 
 
 async def test_nothing_stays_of_a_result_that_goes_while_it_is_asked_about(
@@ -367,13 +368,50 @@ async def test_nothing_stays_of_a_result_that_goes_while_it_is_asked_about(
         services.results.delete("nl")
         deleted.set()
 
-    def make(trace: Trace) -> Matrix:
+    def make(trace: Trace) -> Tensor:
         loop.call_soon_threadsafe(delete)
         assert deleted.wait(20)
-        return matrix_of(trace)
+        return totals_of(trace)
 
-    before = services.matrices.nbytes
-    monkeypatch.setattr("app.api.matrices.matrix_of", make)
+    before = services.derived.nbytes
+    monkeypatch.setattr("models.attention_totals.totals_of", make)
     reply = await client.get(path_of["nl"], params={"x": 3, "y": 3, "format": "npy", "direction": "to"})
     assert reply.status_code == 200
-    assert services.matrices.nbytes <= before
+    assert services.derived.nbytes <= before
+
+
+async def test_slow_maps_hold_up_nobody_else(
+    client: httpx.AsyncClient,
+    services: Services,
+    path: str,
+    path_of: dict[str, str],
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One at a time, on a thread of their own; those that are too many are told so, and all others answered at once."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(trace: Trace) -> Tensor:
+        begun.set()
+        assert may_end.wait(20)
+        return totals_of(trace)
+
+    monkeypatch.setattr("app.api.attention.MOST_QUICK", 0)
+    monkeypatch.setattr("models.attention_totals.totals_of", slow)
+    query = {"format": "npy", "block": "nl", "direction": "to"}
+    asked = [{**query, "x": x, "y": 3} for x in range(services.slow_lane.most)]
+    waiting = [asyncio.create_task(client.get(path_of["nl"], params=params)) for params in asked]
+    try:
+        assert await asyncio.to_thread(begun.wait, 20)
+        refused = await client.get(path_of["nl"], params={**query, "x": 31, "y": 3})
+        most = services.slow_lane.most
+        assert_problem(refused, 429, "queue-full", limit=most, actual=most)
+        assert int(refused.headers["retry-after"]) >= 1
+        for quick in ("/livez", f"{path}?x=3&y=3", f"{path_of['nl']}?x=3&y=3", f"{path_of['apnb']}?class=0"):
+            assert (await client.get(quick)).status_code == 200
+        assert not any(task.done() for task in waiting)
+    finally:
+        may_end.set()
+    assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {200}
+    monkeypatch.setattr("models.attention_totals.totals_of", None)  # there are some now
+    assert (await client.get(path_of["nl"], params={**query, "x": 31, "y": 3})).status_code == 200
