@@ -2,12 +2,14 @@
 
 `python -m benchmarks.criss_cross [--rounds N]` prints a table and writes benchmarks/results/criss_cross.json.
 
-Affinity, softmax and aggregation of one image, float32, 64 query and 512 value channels, on the three grids that the
-papers' images have at stride 8; `block` is with the three projections and the residual, on a map in NCHW memory.
+Affinity, softmax and aggregation of one image, 64 query and 512 value channels, on the three grids that the papers'
+images have at stride 8; `block` is with the three projections and the residual, on a map in NCHW memory. All is float32
+unless a row says otherwise: "bfloat16 values" has queries, keys, affinities and softmax in float32, and values, weights
+and result in bfloat16; "einsum form, bfloat16" has everything in it, affinities included.
 The einsum form gets NCHW memory, which it is written for, ours gets channels-last, which the block gives it. The heap
 is kept as the service keeps it: all forms profit. Columns: CPU ms over all threads (on CUDA: wall ms), the median of
-rounds in which all forms take turns; MB at once beyond the inputs, the result included, and of those the result's own;
-how far the result is from float64, at most.
+rounds in which all forms take turns; how many times less than the einsum form in float32; MB at once beyond the inputs,
+the result included, and of those the result's own; how far the result is from float64, at most.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ def random_inputs(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
 def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     inputs = random_inputs(grid, device)
     channels_last = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+    all_reduced, value_reduced = [x.bfloat16() for x in inputs], [*channels_last[:2], channels_last[2].bfloat16()]
     exact = reference(*(x.double() for x in inputs))
     block = CrissCrossAttention(VALUE_CHANNELS, QUERY_CHANNELS).eval().to(device)
 
@@ -76,8 +79,10 @@ def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, 
 
     runs: dict[str, Callable[[], Tensor]] = {
         "einsum form": lambda: einsum_form(*inputs),
+        "einsum form, bfloat16": lambda: einsum_form(*all_reduced),
         "reference": lambda: reference(*inputs),
         "ours": lambda: ours(*channels_last),
+        "ours, bfloat16 values": lambda: ours(*value_reduced),
         "block, einsum form": block_with_einsum,
         "block, ours": lambda: block(inputs[2])[0],
     }

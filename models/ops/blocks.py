@@ -10,15 +10,19 @@ from torch import Tensor
 LINE_ELEMENTS, DENSE_ELEMENTS = 1 << 18, 1 << 22
 
 
-def runs_in_place(*inputs: Tensor) -> bool:
-    """Whether this is plain inference on a CPU: a gradient or a graph of operations in place would cost more."""
+def runs_in_place(*inputs: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)) -> bool:
+    """Whether this is plain inference on a CPU: a gradient or a graph of operations in place would cost more.
+
+    Args:
+        dtypes: in which the blocks are right
+    """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # as OpenVINO does
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return False
-    return all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in inputs)
+    return all(x.device.type == "cpu" and x.dtype in dtypes for x in inputs)
 
 
 def blocks(count: int, affinities: int, at_once: int) -> Iterator[slice]:

@@ -85,6 +85,22 @@ def test_half_precision_costs_little_more_than_its_rounding(height: int, width: 
     assert (got.double() - exact).norm() <= 2 * (rounded.double() - exact).norm()
 
 
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (97, 97)])
+def test_values_alone_in_bfloat16(height: int, width: int, layout: torch.memory_format) -> None:
+    query, key, value = (tensor.detach().float() for tensor in random_inputs(height, width, spread=3.0))
+    value = value.bfloat16().contiguous(memory_format=layout)
+    exact = criss_cross.criss_cross_attention_reference(query.double(), key.double(), value.double())
+    context, logsumexp = criss_cross.criss_cross_attention(query, key, value)
+    assert context.dtype == torch.bfloat16
+    assert logsumexp.dtype == torch.float32
+    torch.testing.assert_close(logsumexp.double(), exact[1], rtol=1e-5, atol=1e-5)
+    rounded = exact[0].bfloat16().double()
+    # Weights, both arms' sums and the mean of them are rounded, where the result alone must be.
+    assert (context.double() - exact[0]).norm() <= 2 * (rounded - exact[0]).norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_affinities_beyond_the_range_of_half(dtype: torch.dtype) -> None:
     # Signs times an integer: the affinities, up to 320,000, are exact in float32.
@@ -162,9 +178,10 @@ def test_plain_inference_takes_blocks_and_all_else_does_not(monkeypatch: pytest.
         with torch.no_grad():
             criss_cross_attention(*inputs)
         criss_cross_attention(*(tensor.detach() for tensor in inputs))
+        criss_cross_attention(*(tensor.detach().bfloat16() for tensor in inputs))
     monkeypatch.setattr(criss_cross, "_attend_by_blocks", refuse)
     assert criss_cross_attention(*inputs).requires_grad
-    criss_cross_attention(*(tensor.detach().bfloat16() for tensor in inputs))
+    criss_cross_attention(*(tensor.detach().half() for tensor in inputs))
     torch.jit.trace(criss_cross_attention, [tensor.detach() for tensor in inputs], check_trace=False)
 
 
