@@ -13,7 +13,7 @@ import torch
 
 from app import logs
 from app.catalog import Catalog, Unreadable, describe
-from app.engine.worker import find_device
+from app.engine.device import find_device
 from app.errors import DeviceError, ServiceError
 from app.imaging import decode, encode_ids, encode_palette
 from app.main import create_app

@@ -39,7 +39,8 @@ class Settings(BaseSettings):
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if there is one), cpu, cuda or cuda:N."
     )
     precision: Literal["auto", "float32"] = Field(
-        "auto", description="auto (on a CPU with bfloat16, that in part, where masks stay the same) or float32."
+        "auto",
+        description="auto (bfloat16 where the device has it, on a CPU in part, if masks stay the same) or float32.",
     )
     threads: int = Field(
         0, ge=0, description="CPU threads of a forward pass that runs alone; 0 leaves the choice to torch."

@@ -11,9 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from app.engine.staging import Image, Staged
-from app.errors import ServiceError
+from app.errors import DeviceError, ServiceError
 from app.timings import Timings
 from models import ModelSpec, Trace
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        DeviceError: there is no such device
+    """
+    count = torch.cuda.device_count()
+    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(f"no device {name}: torch {torch.__version__} sees {count} CUDA devices")
+    return device
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -30,29 +30,45 @@ class HostClock:
         return end - start
 
 
+class GraphEvent(torch.cuda.Event):
+    """An event within a CUDA graph, marked again by every replay."""
+
+
 class CudaClock:
-    """Events on the current stream, used again once they have been read."""
+    """Events on the current stream, used again once they have been read, unless they belong to a graph."""
 
     def __init__(self) -> None:
         self._free: list[torch.cuda.Event] = []
 
     def mark(self) -> torch.cuda.Event:
-        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event: torch.cuda.Event
+        if torch.cuda.is_current_stream_capturing():
+            event = GraphEvent(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
+        elif self._free:
+            event = self._free.pop()
+        else:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         elapsed: float = start.elapsed_time(end) / 1000
-        self._free += [start, end]
+        self._free += [event for event in (start, end) if not isinstance(event, GraphEvent)]
         return elapsed
+
+
+Span = tuple[str, Any, Any]  # name, start, end
 
 
 class Pass(threading.local):
     """What the passes of one thread leave behind; passes of one network run side by side on several."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.open: dict[nn.Module, Any] = {}
-        self.spans: list[tuple[str, Any, Any]] = []
+        self.spans: list[Span] = []
         self.calls: dict[nn.Module, int] = {}
 
 
@@ -74,6 +90,20 @@ class ModuleTimer:
         yield
         self._pass.spans.append((name, start, self._clock.mark()))
 
+    @contextmanager
+    def recorded(self) -> Iterator[list[Span]]:
+        """The spans of what runs within, kept out of the pass that is under way."""
+        under_way = vars(self._pass).copy()
+        self._pass.begin()
+        try:
+            yield self._pass.spans
+        finally:
+            vars(self._pass).update(under_way)
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Count spans that were recorded, and have been marked anew since."""
+        self._pass.spans += spans
+
     def collect(self) -> dict[str, float]:
         """Seconds by name since the last call; the work must be done on the device."""
         seconds: dict[str, float] = {}
@@ -84,9 +114,7 @@ class ModuleTimer:
 
     def reset(self) -> None:
         """Forget what a failed pass left behind."""
-        self._pass.spans.clear()
-        self._pass.calls.clear()
-        self._pass.open.clear()
+        self._pass.begin()
 
     def _enter(self, module: nn.Module, inputs: object) -> None:
         self._pass.open[module] = self._clock.mark()

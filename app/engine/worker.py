@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from app.engine.cores import Cores, compute_on
-from app.engine.device import Outcome, Partial, Ran, Segmentation
+from app.engine.device import Outcome, Partial, Ran, Segmentation, find_device
+from app.engine.graphs import MOST, Graphs
 from app.engine.memory import clear, reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
-from app.engine.tuning import tune
+from app.engine.tuning import tune, tune_on_cuda
 from app.errors import DeviceError, InferenceFailed, OutOfMemory, ServiceError
 from app.timings import Timings
 from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
@@ -33,20 +34,9 @@ from models.windows import list_views
 Value = TypeVar("Value")
 
 STAGES = ("preprocess", "forward", "postprocess")
+BFLOAT16 = (8, 0)  # compute capability from which on a GPU multiplies it
+WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: unless the settings say otherwise none is larger
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a name: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        DeviceError: there is no such device
-    """
-    count = torch.cuda.device_count()
-    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(f"no device {name}: torch {torch.__version__} sees {count} CUDA devices")
-    return device
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class Worker:
         Args:
             device: auto, cpu, cuda or cuda:N
             threads: CPU threads of a forward pass that runs alone; 0 leaves the choice to torch
-            reduced: bfloat16 in part on a CPU that has it, where masks stay the same
+            reduced: bfloat16, in part or whole, on a device that has it, where masks stay the same
             reference_operators: attend and upsample by the definitions, to check the fast operators by
 
         Raises:
@@ -80,6 +70,7 @@ class Worker:
         self._reference_operators = reference_operators
         self._upsample = upsample_argmax_reference if reference_operators else upsample_argmax
         self._models: dict[str, Resident] = {}
+        self._graphs = Graphs(MOST if self.device.type == "cuda" else 0)
         self._staging = Staging(self.device)
 
     @property
@@ -123,15 +114,19 @@ class Worker:
         long_side, short_side = spec.preprocessing.scale
         # Windows are what a model that slides is given.
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].windows[0].size
-        blank = torch.zeros(*usual, 3, dtype=torch.uint8)
-        for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
-            outcomes = run(key, self.stage([Image(blank, usual, wants_traces=True)]))
-            if isinstance(outcomes, ServiceError):
-                raise outcomes
+        image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
+        for count in self._warm_up_batches(usual[0] * usual[1]):
+            for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
+                outcomes = run(key, self.stage([image] * count))
+                if isinstance(outcomes, OutOfMemory) and count > 1:
+                    break  # such batches will be split
+                if isinstance(outcomes, ServiceError):
+                    raise outcomes
 
     def unload(self, key: str) -> None:
         """Take a model that nobody runs any more from the device, and give its memory back to the system."""
         self._models.pop(key, None)
+        self._graphs.forget(key)
         clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -156,7 +151,10 @@ class Worker:
         count = len(staged.images)
         if isinstance(outcomes, OutOfMemory):
             # Only out here, past the handler, does nothing hold on to the failed pass.
+            again = self._graphs.make_room()
             self._free_memory()
+            if again:
+                return self.run(key, staged)
         if count == 1:
             return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None)
         first = self.run(key, staged.take(range(count // 2)))
@@ -174,6 +172,11 @@ class Worker:
             "allocated": torch.cuda.memory_allocated(self.device),
             "reserved": torch.cuda.memory_reserved(self.device),
         }
+
+    def _warm_up_batches(self, pixels: int) -> list[int]:
+        """How many images of so many pixels to warm up with, the largest first: others fit in its graph's memory."""
+        largest = max(1, min(self.best_batch_size, WARM_UP_PIXELS // pixels))
+        return [largest >> halvings for halvings in range(largest.bit_length())]
 
     def _be_nice(self) -> None:
         with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
@@ -218,11 +221,13 @@ class Worker:
         segmentor = load_model(spec)
         fold_batch_norm(segmentor)
         segmentor.to(self.device)
-        if segmentor.prefers_channels_last:
+        if self.device.type == "cuda" or segmentor.prefers_channels_last:
             segmentor.use_channels_last()
         choose_operators(segmentor, self.device, reference=self._reference_operators)
         if self.device.type == "cpu":
             segmentor = tune(segmentor, spec, reduced=self._reduced)
+        elif self._reduced and torch.cuda.get_device_capability(self.device) >= BFLOAT16:
+            segmentor = tune_on_cuda(segmentor, spec)
         return Resident(spec, segmentor, ModuleTimer(segmentor, self.device))
 
     def _check_device(self, cause: Exception) -> None:
@@ -243,7 +248,7 @@ class Worker:
         with clock.span("preprocess"):
             batch = normalize(staged.arrive(self.device), resident.spec.preprocessing)
         with clock.span("forward"):
-            output = resident.segmentor(batch)
+            output = self._graphs.run(key, resident.segmentor, clock, batch)
         with clock.span("postprocess"):
             with clock.span("upsample_argmax"):
                 masks = [

@@ -38,9 +38,11 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.flatten(2)
-        energy = channels @ channels.mT
+        # Sums over the whole map, whose differences decide: in half precision little would be left of them.
+        exact = channels.to(torch.promote_types(x.dtype, torch.float32))
+        energy = exact @ exact.mT
         # What is least alike counts most, as in the authors' code.
-        attention = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        attention = (energy.amax(-1, keepdim=True) - energy).softmax(-1).to(x.dtype)
         out: Tensor = self.gamma((attention @ channels).view_as(x)) + x
         return out
 

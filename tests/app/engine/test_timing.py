@@ -50,6 +50,31 @@ def test_collect_starts_anew(timer: ModuleTimer, segmentor: Segmentor) -> None:
     assert timer.collect() == {}
 
 
+def test_what_is_recorded_is_kept_out_of_the_pass_and_counts_when_it_is_added(
+    timer: ModuleTimer, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, step_clock: Clock
+) -> None:
+    monkeypatch.setattr(timer, "_clock", step_clock)
+    with timer.span("preprocess"):
+        pass
+    with timer.recorded() as spans:
+        forward(segmentor)
+    assert list(timer.collect()) == ["preprocess"]
+    for _ in range(2):
+        timer.add(spans)
+        assert list(timer.collect()) == [*NAMES, "classifier"]
+    forward(segmentor)
+    assert list(timer.collect()) == [*NAMES, "classifier"], "the recurrent module's first call is the first still"
+
+
+def test_a_recording_that_fails_leaves_the_pass_as_it_was(timer: ModuleTimer, segmentor: Segmentor) -> None:
+    forward(segmentor)
+    hook = segmentor.get_submodule("backbone.layer3").register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), timer.recorded():
+        forward(segmentor)
+    hook.remove()
+    assert list(timer.collect()) == [*NAMES, "classifier"]
+
+
 def test_a_span_times_what_is_no_module(timer: ModuleTimer) -> None:
     with timer.span("upsample_argmax"):
         sum(range(10_000))
@@ -120,3 +145,19 @@ def test_cuda_events_are_used_again() -> None:
     torch.cuda.synchronize()
     assert clock.seconds(start, end) >= 0
     assert {clock.mark(), clock.mark()} == {start, end}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_events_of_a_graph_are_marked_by_each_replay_and_used_for_nothing_else() -> None:
+    clock, graph = CudaClock(), torch.cuda.CUDAGraph()
+    x = torch.zeros(1 << 20, device="cuda")
+    with torch.cuda.graph(graph):
+        start = clock.mark()
+        x.add_(1)
+        end = clock.mark()
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert clock.seconds(start, end) > 0
+    assert clock.mark() not in (start, end)

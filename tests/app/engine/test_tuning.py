@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.engine import tuning
-from app.engine.tuning import LEAST_AGREEMENT, tune
+from app.engine.tuning import LEAST_AGREEMENT, tune, tune_on_cuda
 from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import FusedConv, can_fuse, has_bfloat16
@@ -79,3 +79,29 @@ def test_the_plain_network_where_torch_lacks_the_operators(
     assert tune(segmentor, get_spec(MODELS[0]), reduced=True) is segmentor
     assert not dtypes(segmentor)
     assert "no fused convolutions" in caplog.text
+
+
+# --- as on a GPU, here on the CPU
+
+
+@pytest.mark.parametrize("agreement", ["stem", "layer2", "none"])
+def test_as_much_is_bfloat16_as_the_sample_bears(
+    agreement: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmentor = folded(MODELS[0])
+    least = {"stem": 0.99, "layer2": LEAST_AGREEMENT, "none": 1.0}[agreement]
+    monkeypatch.setattr(tuning, "LEAST_AGREEMENT", least)
+    with caplog.at_level(logging.INFO, "app.engine.tuning"):
+        tuned = tune_on_cuda(segmentor, get_spec(MODELS[0]))
+    lower = [name for name, parameter in tuned.backbone.named_parameters() if parameter.dtype == torch.bfloat16]
+    assert {name.split(".")[0] for name in lower} == {
+        "stem": {"stem", "layer1", "layer2", "layer3", "layer4"},
+        "layer2": {"layer2", "layer3", "layer4"},
+        "none": set(),
+    }[agreement]
+    assert (tuned is segmentor) == (agreement == "none")
+    assert all(parameter.dtype == torch.float32 for parameter in segmentor.parameters()), "what it was made of"
+    street = normalize(torch.from_numpy(draw_street(1)[0])[None], get_spec(MODELS[0]).preprocessing)
+    same = (mask(tuned, street) == mask(segmentor, street)).double().mean().item()
+    assert same >= min(least, 0.999)
+    assert f"{'float32; bfloat16' if agreement == 'none' else 'bfloat16 from ' + agreement}" in caplog.text

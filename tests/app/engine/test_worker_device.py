@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-from app.engine.device import Outcome, Ran, Segmentation
+from app.engine.device import Outcome, Ran, Segmentation, find_device
+from app.engine.graphs import Graphs
 from app.engine.staging import Image
 from app.engine.timing import Clock
-from app.engine.worker import Worker, find_device
+from app.engine.worker import Worker
 from app.errors import DeviceError, InferenceFailed, OutOfMemory
 from models import Segmentor
 
@@ -123,6 +126,73 @@ def test_a_dead_device_is_no_images_fault(
     worker.device = torch.device("cuda", 0)
     with pytest.raises(DeviceError, match="failed for good"):
         ran(worker, 2)
+
+
+# --- graphs
+
+
+def test_batches_of_a_graph_are_as_any(worker: Worker, recording: Callable[..., Any]) -> None:
+    image = Image(torch.from_numpy(noise(32, 48)), (40, 60), wants_traces=True)
+    (expected,) = worker.run("tiny", worker.stage([image])).outcomes
+    worker._graphs = Graphs(4, recording)
+    blank = Image(torch.zeros(32, 48, 3, dtype=torch.uint8), (32, 48), wants_traces=False)
+    # Once as it is, then by a graph, whose last batch was another.
+    for _ in range(3):
+        (outcome,) = worker.run("tiny", worker.stage([image])).outcomes
+        assert isinstance(outcome, Segmentation)
+        assert isinstance(expected, Segmentation)
+        assert np.array_equal(outcome.mask, expected.mask)
+        assert all(
+            torch.equal(one.query, other.query) for one, other in zip(outcome.traces, expected.traces, strict=True)
+        )
+        assert list(outcome.timings.modules) == list(expected.timings.modules)
+        worker.run("tiny", worker.stage([blank]))
+    worker.unload("tiny")
+    assert not worker._graphs._shapes
+
+
+def test_graphs_give_way_to_a_pass_that_runs_out_of_memory(
+    worker: Worker, segmentor: Segmentor, recording: Callable[..., Any]
+) -> None:
+    worker._graphs = Graphs(4, recording)
+    for _ in range(2):
+        ran(worker, 1)
+
+    def check(module: object, inputs: tuple[torch.Tensor]) -> None:
+        if any(worker._graphs._shapes.values()) or len(inputs[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmentor.register_forward_pre_hook(check)
+    fitted = ran(worker, 4)
+    assert (kinds(fitted), fitted.fits) == ([Segmentation] * 4, None), "it was not the batch that was too large"
+    split = ran(worker, 8)
+    assert (kinds(split), split.fits) == ([Segmentation] * 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("best", "fitting", "sizes"),
+    [(8, 9, [8, 4, 2, 1]), (6, 9, [6, 3, 1]), (1, 9, [1]), (8, 2, [2, 1]), (8, 0, [1])],
+)
+def test_warming_up_begins_with_the_largest_batch(
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch, best: int, fitting: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(Worker, "best_batch_size", best)
+    monkeypatch.setattr("app.engine.worker.WARM_UP_PIXELS", fitting * 48 * 32)
+    met: list[int] = []
+    segmentor.register_forward_pre_hook(lambda module, inputs: met.append(len(inputs[0])))
+    worker.warm_up("tiny")
+    assert list(dict.fromkeys(met)) == sizes
+
+
+def test_warming_up_goes_on_with_what_fits(
+    worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "best_batch_size", 8)
+    met: list[int] = []
+    segmentor.register_forward_pre_hook(lambda module, inputs: met.append(len(inputs[0])))
+    fail_beyond(segmentor, 3, torch.OutOfMemoryError("CUDA out of memory"))
+    worker.warm_up("tiny")
+    assert met == [8, 4, *[2] * 3, *[1] * 3]
 
 
 # --- time

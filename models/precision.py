@@ -1,0 +1,27 @@
+"""A network in bfloat16: on a GPU its products take a fraction of the time, and its maps half the memory."""
+
+import torch
+from torch import Tensor, nn
+
+from models.segmentor import Segmentor
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # of a backbone, in the order they run
+
+
+def lower_precision(segmentor: Segmentor, first: str) -> None:
+    """Have a network compute in bfloat16, in place, from one stage of its backbone to the logits.
+
+    What comes before that stage, the image among it, stays in float32. A decoder takes finer maps as they come.
+
+    Args:
+        first: one of STAGES
+    """
+    stages = [getattr(segmentor.backbone, name) for name in STAGES[STAGES.index(first) :]]
+    for part in (*stages, segmentor.decode_head, segmentor.decoder):
+        if part is not None:
+            part.to(torch.bfloat16)
+    stages[0].register_forward_pre_hook(_round)
+
+
+def _round(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].to(torch.bfloat16)
