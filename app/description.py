@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models import Card, CheckpointError
+from models.windows import Average, BelowCrop, Mode, Upsampling
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1)]
@@ -29,11 +30,14 @@ class Description(BaseModel):
     std: Triple | None = None
     bgr: bool | None = None
     scale: Sides | None = None
-    mode: Literal["whole", "slide"] | None = None
+    mode: Mode | None = None
     crop: Sides | None = None
     stride: Sides | None = None
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
     flip: bool | None = None
+    below_crop: BelowCrop | None = None
+    upsampling: Upsampling | None = None
+    average: Average | None = None
     align_corners: bool | None = None
     miou: float | None = None
     licence: str | None = None

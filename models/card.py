@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from models.classes import Color
 from models.ops.upsample import Size
-from models.windows import Mode
+from models.windows import CHOICES, Average, BelowCrop, Mode, Upsampling
 
 Triple = tuple[float, float, float]
 
@@ -32,6 +33,9 @@ class Card:
     stride: Size | None = None
     scales: tuple[float, ...] | None = None
     flip: bool | None = None
+    below_crop: BelowCrop | None = None
+    upsampling: Upsampling | None = None
+    average: Average | None = None
     align_corners: bool | None = None
     miou: float | None = None
     licence: str | None = None
@@ -67,11 +71,12 @@ def of_header(metadata: Mapping[str, str]) -> Card:
         multiple=whole(preprocessing.get("multiple")),
         # Ours are trained on images that were smoothed where they shrank.
         antialias=truth(preprocessing.get("antialias", True if preprocessing else None)),
-        mode=mode(inference.get("mode")),
+        mode=choice("mode", inference.get("mode")),
         crop=pair(inference.get("crop")),
         stride=pair(inference.get("stride")),
         scales=numbers(inference.get("scales")),
         flip=truth(inference.get("flip")),
+        **{name: choice(name, inference.get(name)) for name in ("below_crop", "upsampling", "average")},
         miou=float(miou) if isinstance(miou, (int, float)) else None,
         licence=metadata.get("licence"),
         source=metadata.get("source"),
@@ -117,8 +122,9 @@ def truth(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def mode(value: object) -> Mode | None:
-    return "whole" if value == "whole" else "slide" if value == "slide" else None
+def choice(name: str, value: object) -> Any:
+    """The value of a field of `Inference` that has only so many."""
+    return value if isinstance(value, str) and value in CHOICES[name] else None
 
 
 def _integers(value: object, count: int) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.segmentor import Segmentor
@@ -25,7 +26,7 @@ def segment_image(
     original = image.shape[0], image.shape[1]
     views = list_views(original, preprocessing, inference)
     logits = [_view_logits(segmentor, image, view, preprocessing) for view in views]
-    ids, confidence = merge_views(logits, views, original, align_corners=segmentor.align_corners)
+    ids, confidence = merge_views(logits, views, original, inference, align_corners=segmentor.align_corners)
     return ids.cpu(), confidence.cpu()
 
 
@@ -33,5 +34,7 @@ def _view_logits(segmentor: Segmentor, image: Tensor, view: View, preprocessing:
     device = next(segmentor.parameters()).device
     pixels = resize(image, view.size, antialias=preprocessing.antialias)
     pixels = (pixels.flip(1) if view.flipped else pixels).to(device)
+    (height, width), (below, right) = view.windows[0].size, view.input_size
     # One window at a time, so that a large image needs no more memory than one of them.
-    return [segmentor(normalize(window.cut(pixels).unsqueeze(0), preprocessing)).logits[0] for window in view.windows]
+    windows = (normalize(window.cut(pixels).unsqueeze(0), preprocessing) for window in view.windows)
+    return [segmentor(F.pad(window, (0, right - width, 0, below - height))).logits[0] for window in windows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 
-from models.card import Card, colors, mode, names, pair, triple, truth
+from models.card import Card, choice, colors, names, pair, triple, truth
 from models.errors import CheckpointError
 
 Values = Mapping[str, object]
@@ -33,7 +33,7 @@ def of_meta(meta: Values) -> Card:
         std=std,
         bgr=None if rgb is None else not rgb,
         scale=_test_scale(config),
-        mode=mode(test.get("mode")),
+        mode=choice("mode", test.get("mode")),
         crop=pair(test.get("crop_size")),
         stride=pair(test.get("stride")),
         align_corners=truth(_mapping(model.get("decode_head")).get("align_corners")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from hashlib import file_digest
 from pathlib import Path
 from typing import TypeVar
@@ -55,14 +56,33 @@ USUAL = Card(
     stride=WHOLE.stride,
     scales=WHOLE.scales,
     flip=WHOLE.flip,
+    below_crop=WHOLE.below_crop,
+    upsampling=WHOLE.upsampling,
+    average=WHOLE.average,
     licence="not stated",
 )
-# Means in RGB. The official CCNet evaluates with windows that overlap by a third, the official ANN without.
+# What the authors' own scripts do. Means in RGB. The CCNet's evaluates with windows that overlap by a third; the ANN's
+# without, and has windows of its own if asked for them.
 OFFICIAL = {
     OFFICIAL_CCNET.title: Card(
-        mean=(122.67891434, 116.66876762, 104.00698793), std=(1.0, 1.0, 1.0), bgr=True, mode="slide"
+        mean=(122.67891434, 116.66876762, 104.00698793),
+        std=(1.0, 1.0, 1.0),
+        bgr=True,
+        mode="slide",
+        below_crop="pad",
+        upsampling="once",
+        average="logits",
     ),
-    OFFICIAL_ANN.title: Card(mean=(122.7717, 115.9465, 102.9801), std=(1.0, 1.0, 1.0), bgr=True),
+    OFFICIAL_ANN.title: Card(
+        mean=(122.7717, 115.9465, 102.9801),
+        std=(1.0, 1.0, 1.0),
+        bgr=True,
+        crop=(864, 864),
+        stride=(576, 576),
+        below_crop="whole",
+        upsampling="bicubic",
+        average="logits",
+    ),
 }
 
 
@@ -110,9 +130,7 @@ def _specified(path: Path, checkpoint: Checkpoint, segmentor: Segmentor, digest:
         dataset=dataset,
         licence=_sure(card.licence),
         source=card.source or f"{path.name}, in the layout of {checkpoint.layout.title}",
-        inference=Inference(
-            _sure(card.mode), _sure(card.crop), _sure(card.stride), scales=_sure(card.scales), flip=_sure(card.flip)
-        ),
+        inference=Inference(**{field.name: _sure(getattr(card, field.name)) for field in fields(Inference)}),
         align_corners=segmentor.align_corners if card.align_corners is None else card.align_corners,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -81,6 +82,13 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
     return resized.squeeze(0).permute(1, 2, 0).contiguous()
 
 
+def pad(image: Tensor, size: Size) -> Tensor:
+    """An image [h, w, 3] in the upper left corner of one of a larger size, black elsewhere."""
+    (height, width), padded = image.shape[:2], image.new_zeros(*size, image.shape[2])
+    padded[:height, :width] = image
+    return padded
+
+
 def resize_like_opencv(image: Tensor, size: Size) -> Tensor:
     """What `cv2.resize` with INTER_LINEAR makes of 8-bit values, in its fixed-point arithmetic.
 
@@ -133,3 +141,15 @@ def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype =
     std = torch.tensor(preprocessing.std, device=images.device)
     normalized = ((images.float() - mean) / std).to(dtype)
     return (normalized.flip(3) if preprocessing.bgr else normalized).permute(0, 3, 1, 2)
+
+
+def blank_padding(batch: Tensor, insides: Sequence[Size | None]) -> None:
+    """Make 0, the mean, of what `pad` added to the images of a batch [B, 3, H, W], normalised since; in place.
+
+    Args:
+        insides: size that each had before, None if it was not padded
+    """
+    for image, inside in zip(batch, insides, strict=True):
+        if inside is not None:
+            image[:, inside[0] :] = 0
+            image[:, :, inside[1] :] = 0

@@ -6,29 +6,38 @@ over it). Windows of one size go through the network together, whichever image o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from models.ops.upsample import Axis, Patch, Size, decide, resize_axis
+from models.ops.upsample import Axis, Patch, Size, decide, resize_axis, resize_axis_cubic
 from models.transforms import Preprocessing
 
 Mode = Literal["whole", "slide"]
+BelowCrop = Literal["shorten", "pad", "whole"]
+Upsampling = Literal["twice", "once", "bicubic"]
+Average = Literal["softmaxes", "logits"]
 Span = tuple[int, int]  # along one axis, the end past it
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How a model looks at an image: mmsegmentation's `test_cfg` and its test-time augmentation.
+    """How a model looks at an image. The defaults are mmsegmentation's `test_cfg` and test-time augmentation.
 
     Attributes:
         mode: whole, or slide: windows of `crop`, every `stride`, whose logits are averaged where they overlap
         crop, stride: height and width, used by mode slide alone
-        scales: factors on the usual input size; with more than one, or with a flip, softmaxes are averaged
+        scales: factors on the usual input size; with more than one, or with a flip, views are averaged
         flip: take each scale's mirror image too
+        below_crop: in mode slide, of a view with a side below the crop: windows are shorter along that side; or
+            padded, below and on the right, with the mean (official CCNet); or the view is seen whole (official ANN)
+        upsampling: of logits, bilinear to the view's size and from there to the image's; or, of a view that is seen
+            whole, at once to the image's (official CCNet); or the second time bicubic (official ANN)
+        average: of several views, what is averaged (both official codes: logits)
     """
 
     mode: Mode = "whole"
@@ -36,14 +45,18 @@ class Inference:
     stride: Size = (513, 513)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    below_crop: BelowCrop = "shorten"
+    upsampling: Upsampling = "twice"
+    average: Average = "softmaxes"
 
     def __post_init__(self) -> None:
         """
         Raises:
             ValueError: the values make no sense; the message says which
         """
-        if self.mode not in ("whole", "slide"):
-            raise ValueError(f"mode is {self.mode!r}; there are whole and slide")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {', '.join(choices)}")
         if min(*self.crop, *self.stride) < 1:
             raise ValueError(f"crop {self.crop} and stride {self.stride} must be positive")
         if self.stride[0] > self.crop[0] or self.stride[1] > self.crop[1]:
@@ -52,6 +65,12 @@ class Inference:
             raise ValueError(f"scales are {self.scales}; at least one, all positive")
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode),
+    "below_crop": get_args(BelowCrop),
+    "upsampling": get_args(Upsampling),
+    "average": get_args(Average),
+}
 WHOLE = Inference()
 
 
@@ -80,17 +99,26 @@ class View:
         size: to which the image is resized
         flipped: whether it is mirrored left to right after that
         windows: of the resized (and mirrored) image, all of one size
+        padded: what the network is given of each: windows of this size, if they are smaller
     """
 
     size: Size
     flipped: bool
     windows: tuple[Window, ...]
+    padded: Size = (0, 0)
+
+    @property
+    def input_size(self) -> Size:
+        """Of each pass."""
+        height, width = self.windows[0].size
+        return max(height, self.padded[0]), max(width, self.padded[1])
 
 
 def list_views(original: Size, preprocessing: Preprocessing, inference: Inference) -> tuple[View, ...]:
     """All looks at an image of this size, in mmsegmentation's order: scale by scale, the mirror image second."""
+    padded = inference.crop if inference.mode == "slide" and inference.below_crop == "pad" else (0, 0)
     return tuple(
-        View(size, flipped, list_windows(size, inference))
+        View(size, flipped, list_windows(size, inference), padded)
         for size in (preprocessing.input_size(original, scale) for scale in inference.scales)
         for flipped in ((False, True) if inference.flip else (False,))
     )
@@ -98,47 +126,65 @@ def list_views(original: Size, preprocessing: Preprocessing, inference: Inferenc
 
 def list_windows(size: Size, inference: Inference) -> tuple[Window, ...]:
     """The windows of a view, row by row. One over the edge is shifted back; a side below the crop is taken whole."""
-    if inference.mode == "whole":
+    is_small = size[0] < inference.crop[0] or size[1] < inference.crop[1]
+    if inference.mode == "whole" or (is_small and inference.below_crop == "whole"):
         return (Window(0, 0, *size),)
     rows, columns = (_spans(*side) for side in zip(size, inference.crop, inference.stride, strict=True))
     return tuple(Window(top, left, bottom, right) for top, bottom in rows for left, right in columns)
 
 
 def merge_views(
-    logits: Sequence[Sequence[Tensor]], views: Sequence[View], original: Size, *, align_corners: bool
+    logits: Sequence[Sequence[Tensor]],
+    views: Sequence[View],
+    original: Size,
+    inference: Inference = WHOLE,
+    *,
+    align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
     """The mask of an image from the logits of its views' windows.
 
-    Logits are resized to the view's size and from there to the image's, as mmsegmentation does: the two together
-    are not one resize. Of several views the softmaxes are averaged, not the logits.
-
     Args:
         logits: of each window of each view, [K, h, w] at the resolution that the network gave them
-        align_corners: how they are resized, fixed when the model was trained
+        inference: by which the views were listed
+        align_corners: how logits are resized, fixed when the model was trained
 
     Returns:
         class ids [H, W] uint8, and the probability of each as uint8, 255 standing for 1
     """
-    return decide(
-        [
-            place_windows(parts, view, original, align_corners=align_corners)
-            for parts, view in zip(logits, views, strict=True)
-        ]
-    )
+    placed = [
+        place_windows(parts, view, original, inference.upsampling, align_corners=align_corners)
+        for parts, view in zip(logits, views, strict=True)
+    ]
+    if inference.average == "logits":
+        # Then they are windows like any others.
+        placed = [[_weighted(patch, 1 / len(placed)) for patches in placed for patch in patches]]
+    return decide(placed)
 
 
-def place_windows(logits: Sequence[Tensor], view: View, original: Size, *, align_corners: bool) -> list[Patch]:
-    """Where the windows of a view lie in the image, and with what weight: where they overlap, their mean counts."""
-    device, (height, width) = logits[0].device, logits[0].shape[1:]
-    rows = _place(
-        [(window.top, window.bottom) for window in view.windows], height, view.size[0], original[0], align_corners
-    )
-    columns = _place(
-        [(window.left, window.right) for window in view.windows],
-        *(width, view.size[1], original[1], align_corners),
-        flipped=view.flipped,
-    )
-    rows, columns = ({span: axis.to(device) for span, axis in axes.items()} for axes in (rows, columns))
+def place_windows(
+    logits: Sequence[Tensor], view: View, original: Size, upsampling: Upsampling = "twice", *, align_corners: bool
+) -> list[Patch]:
+    """Where the windows of a view lie in the image, and with what weight: where they overlap, their mean counts.
+
+    Logits are resized to the view's size and from there to the image's, as mmsegmentation does: the two together
+    are not one resize.
+    """
+    if upsampling == "once" and view.input_size == view.size:
+        view = View(original, view.flipped, (Window(0, 0, *original),))
+    device, cells = logits[0].device, logits[0].shape[1:]
+    to_view = partial(resize_axis, align_corners=align_corners)
+    to_image = resize_axis_cubic if upsampling == "bicubic" else to_view
+    axes: list[dict[Span, Axis]] = []
+    for axis, mirrored in ((0, False), (1, view.flipped)):
+        spans = [(window[axis], window[axis + 2]) for window in view.windows]
+        placed = _place(spans, cells[axis], to_view, view.input_size[axis], view.size[axis])
+        axes.append(
+            {
+                span: Axis.of(to_image(matrix.flip(0) if mirrored else matrix, original[axis])).to(device)
+                for span, matrix in placed.items()
+            }
+        )
+    rows, columns = axes
     return [
         Patch(part, rows[window.top, window.bottom], columns[window.left, window.right])
         for part, window in zip(logits, view.windows, strict=True)
@@ -146,22 +192,28 @@ def place_windows(logits: Sequence[Tensor], view: View, original: Size, *, align
 
 
 def _place(
-    spans: Sequence[Span], old: int, between: int, new: int, align_corners: bool, *, flipped: bool = False
-) -> dict[Span, Axis]:
-    """Along one axis, by span of a view `between` long: how its `old` cells become part of `new` pixels.
+    spans: Sequence[Span], cells: int, resize: Callable[[Tensor, int], Tensor], given: int, length: int
+) -> dict[Span, Tensor]:
+    """Along one axis, by span of a view `length` long: [length, cells], how much of each cell is in each position.
 
-    The windows are a grid, so how many of them cover a pixel is so many rows of them times so many columns.
+    The windows are a grid, so how many of them cover a position is so many rows of them times so many columns.
+
+    Args:
+        given: length of what the network was given, the span and what it was padded with
     """
-    count = torch.zeros(between, 1)
+    count = torch.zeros(length, 1)
     for start, end in set(spans):
         count[start:end] += 1
-    axes = {}
+    placed = {}
     for start, end in set(spans):
-        placed = torch.zeros(between, old)
-        placed[start:end] = resize_axis(torch.eye(old), end - start, align_corners=align_corners)
-        placed /= count
-        axes[start, end] = Axis.of(resize_axis(placed.flip(0) if flipped else placed, new, align_corners=align_corners))
-    return axes
+        matrix = torch.zeros(length, cells)
+        matrix[start:end] = resize(torch.eye(cells), given)[: end - start]
+        placed[start, end] = matrix / count
+    return placed
+
+
+def _weighted(patch: Patch, weight: float) -> Patch:
+    return patch._replace(rows=replace(patch.rows, matrix=patch.rows.matrix * weight))
 
 
 def _spans(length: int, crop: int, stride: int) -> list[Span]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import Trace
 from models.ops.upsample import Size
-from models.windows import View, merge_views
+from models.windows import WHOLE, Inference, View, merge_views
 
 
 @dataclass(eq=False)
@@ -20,11 +20,13 @@ class Assembly:
     Logits wait at the resolution that the network gave them, a 64th of the pixels or so.
 
     Attributes:
+        inference: by which the views were listed
         traces: of the one pass that was to keep them
     """
 
     views: tuple[View, ...]
     original: Size
+    inference: Inference = WHOLE
     _logits: dict[int, Tensor] = field(default_factory=dict)
     traces: tuple[Trace, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,4 +42,4 @@ class Assembly:
         """Class ids and confidence [H, W] uint8, once all passes are there."""
         parts = iter([self._logits[part] for part in sorted(self._logits)])
         views = [list(islice(parts, len(view.windows))) for view in self.views]
-        return merge_views(views, self.views, self.original, align_corners=align_corners)
+        return merge_views(views, self.views, self.original, self.inference, align_corners=align_corners)

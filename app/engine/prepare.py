@@ -9,8 +9,9 @@ from app.engine.staging import Image
 from app.errors import InvalidParameter
 from app.imaging import Array
 from models import ModelSpec
-from models.transforms import resize
-from models.windows import Inference, list_views
+from models.ops.upsample import Size
+from models.transforms import pad, resize
+from models.windows import Inference, View, list_views
 
 
 def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool) -> list[Image]:
@@ -28,18 +29,27 @@ def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference
     if passes > max_passes:
         detail = f"an image of {original[1]}x{original[0]} would need {passes} passes; the limit is {max_passes}"
         raise InvalidParameter(detail, limit=max_passes, actual=passes)
-    if passes == 1 and not views[0].flipped:
+    if passes == 1 and _is_plain(views[0], original, inference):
         resized = resize(pixels, views[0].size, antialias=spec.preprocessing.antialias)
         return [Image(resized, original, wants_traces)]
-    assembly = Assembly(views, original)
+    assembly = Assembly(views, original, inference)
     images: list[Image] = []
     for view in views:
         resized = resize(pixels, view.size, antialias=spec.preprocessing.antialias)
         resized = resized.flip(1) if view.flipped else resized
-        usual = not view.flipped and view.size == spec.preprocessing.input_size(original) and len(view.windows) == 1
+        usual = not view.flipped and view.size == view.input_size == spec.preprocessing.input_size(original)
         for window in view.windows:
-            images.append(Image(window.cut(resized), original, wants_traces and usual, assembly, len(images)))
+            cut, inside = window.cut(resized), None
+            if window.size != view.input_size:
+                cut, inside = pad(cut, view.input_size), window.size
+            images.append(Image(cut, original, wants_traces and usual, assembly, len(images), inside))
     return images
+
+
+def _is_plain(view: View, original: Size, inference: Inference) -> bool:
+    """Whether a single view's mask needs nothing but the usual two resizes."""
+    resized_twice = inference.upsampling == "twice" or view.size == original
+    return not view.flipped and view.size == view.input_size and resized_twice
 
 
 def expected_passes(spec: ModelSpec, inference: Inference) -> int:

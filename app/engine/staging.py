@@ -23,6 +23,7 @@ class Image:
         wants_traces: keep what the attention maps need
         assembly: of an image that needs several passes, or is mirrored, what makes its mask of them
         part: which of these passes it is
+        inside: size of what `pixels` show, where the rest, below and on the right, stands for the mean
     """
 
     pixels: Tensor
@@ -30,6 +31,7 @@ class Image:
     wants_traces: bool
     assembly: Assembly | None = None
     part: int = 0
+    inside: Size | None = None
 
     @property
     def input_size(self) -> Size:

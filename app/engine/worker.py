@@ -28,7 +28,7 @@ from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.operators import choose_operators
 from models.ops.upsample import upsample_argmax, upsample_argmax_reference
-from models.transforms import normalize
+from models.transforms import blank_padding, normalize
 from models.windows import list_views
 
 Value = TypeVar("Value")
@@ -113,7 +113,7 @@ class Worker:
         spec = self._models[key].spec
         long_side, short_side = spec.preprocessing.scale
         # Windows are what a model that slides is given.
-        usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].windows[0].size
+        usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].input_size
         image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
         for count in self._warm_up_batches(usual[0] * usual[1]):
             for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
@@ -247,6 +247,7 @@ class Worker:
         clock = resident.timer
         with clock.span("preprocess"):
             batch = normalize(staged.arrive(self.device), resident.spec.preprocessing)
+            blank_padding(batch, [image.inside for image in images])
         with clock.span("forward"):
             output = self._graphs.run(key, resident.segmentor, clock, batch)
         with clock.span("postprocess"):

@@ -85,6 +85,15 @@ def resize_axis(signal: Tensor, length: int, *, align_corners: bool) -> Tensor:
     return F.interpolate(signal.T[None], length, mode="linear", align_corners=align_corners)[0].T
 
 
+def resize_axis_cubic(signal: Tensor, length: int) -> Tensor:
+    """Resize the first axis of a matrix [old, n] with OpenCV's INTER_CUBIC: [length, n]."""
+    if signal.shape[0] == length:
+        return signal
+    # There is none for one axis alone; along the other, which keeps its size, it changes nothing.
+    size = length, signal.shape[1]
+    return F.interpolate(signal[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+
+
 def upsample_argmax_reference(
     logits: Tensor, input_size: Size, original: Size, *, align_corners: bool
 ) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,8 @@ def test_the_official_ccnet(tmp_path: Path) -> None:
     assert spec.preprocessing == Preprocessing(
         (2048, 1024), (122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0), bgr=True, antialias=False
     )
-    assert (spec.inference, spec.align_corners) == (SLIDE, True)
+    windows = replace(SLIDE, below_crop="pad", upsampling="once", average="logits")
+    assert (spec.inference, spec.align_corners) == (windows, True)
     assert load_model(spec).align_corners
 
 
@@ -79,7 +80,8 @@ def test_the_official_ann(tmp_path: Path) -> None:
     assert spec.preprocessing == Preprocessing(
         (2048, 1024), (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0), bgr=True, antialias=False
     )
-    assert (spec.inference, spec.align_corners) == (Inference(), True)
+    whole = Inference("whole", (864, 864), (576, 576), below_crop="whole", upsampling="bicubic", average="logits")
+    assert (spec.inference, spec.align_corners) == (whole, True)
 
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
@@ -185,6 +187,9 @@ def test_what_is_said_goes_before_all_else(tmp_path: Path) -> None:
         stride=(8, 8),
         scales=(0.5, 1.0),
         flip=True,
+        below_crop="pad",
+        upsampling="once",
+        average="logits",
         align_corners=True,
         miou=50.0,
         licence="CC0",
@@ -196,7 +201,7 @@ def test_what_is_said_goes_before_all_else(tmp_path: Path) -> None:
     assert spec.classes == replace(CITYSCAPES.classes, palette=said.palette)
     assert spec.preprocessing == Preprocessing((64, 32), (1.0, 2.0, 3.0), IMAGENET_STD, bgr=True, antialias=False)
     assert (spec.inference, spec.align_corners) == (
-        Inference("slide", (16, 16), (8, 8), (0.5, 1.0), True),
+        Inference("slide", (16, 16), (8, 8), (0.5, 1.0), True, "pad", "once", "logits"),
         True,
     )
 
@@ -222,14 +227,16 @@ def test_a_header_of_ours(tmp_path: Path) -> None:
     header = {
         "classes": json.dumps({"names": ["a", "b", "c"]}),
         "preprocessing": json.dumps({"scale": [96, 64], "mean": [1, 2, 3], "std": [4, 5, 6], "bgr": True}),
-        "inference": json.dumps({"mode": "slide", "crop": [32, 32], "stride": [16, 16]}),
+        "inference": json.dumps(
+            {"mode": "slide", "crop": [32, 32], "stride": [16, 16], "average": "logits", "upsampling": 7}
+        ),
         "align_corners": "true",
         "recurrence": "1",
     }
     spec = recognise(write(tmp_path, classes=3, name="model.safetensors", meta=header))
     assert spec.classes.names == ("a", "b", "c")
     assert spec.preprocessing == Preprocessing((96, 64), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True)
-    assert (spec.inference, spec.align_corners) == (Inference("slide", (32, 32), (16, 16)), True)
+    assert (spec.inference, spec.align_corners) == (Inference("slide", (32, 32), (16, 16), average="logits"), True)
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def test_several_views_are_mirrored_back_and_their_softmaxes_averaged() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"mode": "tiles"}, "mode is 'tiles'"),
+        ({"mode": "tiles"}, "mode is 'tiles'; there are whole, slide"),
+        ({"below_crop": "grow"}, "below_crop is 'grow'; there are shorten, pad, whole"),
+        ({"upsampling": "nearest"}, "upsampling is 'nearest'"),
+        ({"average": "votes"}, "average is 'votes'"),
         ({"mode": "slide", "crop": (0, 8)}, "must be positive"),
         ({"mode": "slide", "crop": (8, 8), "stride": (9, 8)}, "would leave gaps"),
         ({"scales": ()}, "at least one"),

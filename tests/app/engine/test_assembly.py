@@ -23,6 +23,11 @@ INFERENCES = (
     Inference(scales=(0.5, 1.0, 1.75), flip=True),
     Inference(scales=(2.0,)),
     Inference(flip=True),
+    Inference("slide", crop=(40, 24), stride=(20, 13), scales=(1.0, 1.5), below_crop="pad", average="logits"),
+    Inference("slide", crop=(40, 24), stride=(20, 13), scales=(1.0, 1.5), below_crop="whole", upsampling="bicubic"),
+    Inference("slide", crop=(64, 64), stride=(20, 13), flip=True, below_crop="pad"),
+    Inference(upsampling="once"),
+    Inference(upsampling="bicubic"),
 )
 
 

@@ -81,3 +81,19 @@ def test_more_passes_than_the_limit(spec: ModelSpec) -> None:
     with pytest.raises(InvalidParameter, match="96x64 would need 12 passes; the limit is 11") as raised:
         prepare(noise(64, 96), 11, spec, SLIDE, wants_traces=False)
     assert (raised.value.limit, raised.value.actual) == (11, 12)
+
+
+def test_padded_windows_are_of_the_crops_size_and_say_what_is_padding(spec: ModelSpec) -> None:
+    inference = Inference("slide", crop=(40, 20), stride=(20, 14), below_crop="pad")
+    images = prepare(noise(32, 48), 9, spec, inference, wants_traces=True)
+    assert [(image.input_size, image.inside, image.wants_traces) for image in images] == [
+        ((40, 20), (32, 20), False)
+    ] * 3
+    assert all(image.pixels[32:].max() == 0 for image in images)
+    assert torch.equal(images[0].pixels[:32], torch.from_numpy(noise(32, 48))[:, :20])
+
+
+def test_a_mask_that_is_upsampled_another_way_is_assembled(spec: ModelSpec) -> None:
+    for size, assembled in (((32, 48), False), ((64, 96), True)):
+        (image,) = prepare(noise(*size), 1, spec, Inference(upsampling="bicubic"), wants_traces=True)
+        assert (image.assembly is not None, image.wants_traces) == (assembled, True)
