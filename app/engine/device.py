@@ -17,16 +17,19 @@ from models import ModelSpec, Trace
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: auto, cpu, cuda or cuda:N.
+    """The device of a name: auto, cpu, cuda (the first) or cuda:N.
 
     Raises:
         DeviceError: there is no such device
     """
     count = torch.cuda.device_count()
     device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if device.type != "cuda":
+        return device
+    index = device.index or 0  # a thread can be set to a device with a number alone
+    if index >= count:
         raise DeviceError(f"no device {name}: torch {torch.__version__} sees {count} CUDA devices")
-    return device
+    return torch.device("cuda", index)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from models import Segmentor
 
 
 class Clock(Protocol):
-    """Marks moments on a device; only `seconds` needs the device to have passed them."""
+    """Marks moments on a device; only `seconds` waits until the device has passed them."""
 
     def mark(self) -> Any: ...
 
@@ -52,6 +52,7 @@ class CudaClock:
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()  # a pass that gives nothing to the host yet has not waited for it
         elapsed: float = start.elapsed_time(end) / 1000
         self._free += [event for event in (start, end) if not isinstance(event, GraphEvent)]
         return elapsed
@@ -105,7 +106,7 @@ class ModuleTimer:
         self._pass.spans += spans
 
     def collect(self) -> dict[str, float]:
-        """Seconds by name since the last call; the work must be done on the device."""
+        """Seconds by name since the last call, once the device has done the work."""
         seconds: dict[str, float] = {}
         for name, start, end in self._pass.spans:
             seconds[name] = seconds.get(name, 0.0) + self._clock.seconds(start, end)

@@ -1,15 +1,43 @@
-"""That the script for a GPU runs; its figures need one."""
+"""That the script for a GPU runs, and judges rightly; its figures need one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from app.engine.tuning import tune_on_cuda
+from benchmarks.gpu.goals import goals
+from benchmarks.gpu.http import write_checkpoint
+from models import load_model
 
 ROOT = Path(__file__).parents[2]
+GRIDS = ("64x128", "97x97")
+OPERATORS = [
+    {"grid": grid, "type": dtype, "form": form, "us": us, "of roofline": share, "MB": megabytes}
+    for grid, far in zip(GRIDS, (1, 2), strict=True)
+    for dtype, better in (("bfloat16", 1), ("float32", 9))
+    for form, us, share, megabytes in (
+        ("kernels", 10, 0.7 * far * better, 20),
+        ("mmcv's form", 50 * far, 0.1, 90 * far),
+    )
+]
+MODELS = [
+    {"model": model, "size": "512x1024", "type": dtype, "graph": graph, "batch": batch, "images/s": rate}
+    for model, dtype, graph, batch, rate in (
+        ("ccnet_r50-d8", "float32", "no", 1, 10.0),
+        ("ccnet_r50-d8", "float32", "no", 8, 20.0),
+        ("ccnet_r50-d8", "float32", "yes", 8, 70.0),
+        ("ccnet_r50-d8", "bfloat16", "yes", 1, 80.0),
+        ("ccnet_r50-d8", "bfloat16", "yes", 2, 101.0),
+        ("ann_r50-d8", "bfloat16", "yes", 2, 500.0),
+    )
+]
 
 
 def test_all_sections_run_at_tiny_sizes() -> None:
@@ -23,13 +51,40 @@ def test_all_sections_run_at_tiny_sizes() -> None:
         timeout=110,
     )
     assert ran.returncode == 0, ran.stderr
-    tables = ran.stdout.split("\n\n")
-    assert [table.splitlines()[0].split(",")[0] for table in tables[1:]] == [
-        "criss-cross attention",
-        "blocks of the kernels",
-        "whole models",
+    tables = [table.strip().splitlines() for table in ran.stdout.split("\n\n")[1:]]
+    assert [(table[0].split(",")[0], len(table) - 2) for table in tables] == [
+        ("criss-cross attention", 8),  # two types by four forms
+        ("whole models", 12),  # three heads, two types, with and without graphs
+        ("a request for attention", 1),
+        ("the service", 1),
+        ("blocks of the kernels", 1),
+        ("goals", 5),
     ]
-    # Two types by four forms; one choice of blocks; two depths, three heads, three ways.
-    assert [len(table.strip().splitlines()) - 2 for table in tables[1:]] == [8, 1, 18]
-    for row in tables[1].strip().splitlines()[2:]:
-        assert float(row.split()[-1]) < 0.05
+    operators, _, _, service, _, judged = (table[2:] for table in tables)
+    assert all(float(row.split()[-1]) < 0.05 for row in operators)
+    assert float(service[0].split()[-2]) > 0
+    assert all(row.split()[:2] == ["not", "measured"] for row in judged)
+
+
+def test_goals_are_judged_by_the_worst_grid_and_the_best_batch() -> None:
+    found = {"operators": OPERATORS, "models": MODELS, "attention": [{"forward, more": 0.005}]}
+    assert [(row["verdict"], row["is"]) for row in goals(found)] == [
+        ("met", pytest.approx(5.05)),
+        ("met", pytest.approx(0.7)),
+        ("met", pytest.approx(5.0)),
+        ("not met", pytest.approx(4.5)),
+        ("met", pytest.approx(1 / 1.005)),
+    ]
+
+
+def test_a_goal_of_what_was_left_out_is_not_measured() -> None:
+    for found in ({}, {"operators": [], "models": MODELS[:3], "attention": []}):
+        assert {row["verdict"] for row in goals(found)} == {"not measured"}
+
+
+def test_the_checkpoint_that_is_served_is_one_that_bfloat16_suits(tmp_path: Path) -> None:
+    spec = write_checkpoint(tmp_path)
+    assert (spec.name, len(spec.classes.names), spec.preprocessing.scale) == ("ccnet_r50-d8", 19, (1024, 512))
+    smaller = replace(spec, preprocessing=replace(spec.preprocessing, scale=(128, 64)))
+    segmentor = tune_on_cuda(load_model(smaller), smaller)
+    assert {parameter.dtype for parameter in segmentor.parameters()} == {torch.bfloat16}

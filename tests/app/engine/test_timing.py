@@ -116,6 +116,21 @@ def test_the_modules_together_take_no_longer_than_the_pass(timer: ModuleTimer, s
     assert 0 < sum(seconds.values()) - seconds["forward"] <= seconds["forward"]
 
 
+def test_the_cuda_clock_waits_for_the_device() -> None:
+    class Event:
+        passed = False
+
+        def synchronize(self) -> None:
+            self.passed = True
+
+        def elapsed_time(self, end: Event) -> float:
+            assert end.passed, "device not ready"
+            return 5.0
+
+    clock: Any = CudaClock()
+    assert clock.seconds(Event(), Event()) == 0.005
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_cuda_clock_measures_the_device(segmentor: Segmentor) -> None:

@@ -60,10 +60,10 @@ def fail_beyond(segmentor: Segmentor, limit: int, error: Exception) -> None:
     ("name", "count", "expected"),
     [
         ("auto", 0, "cpu"),
-        ("auto", 2, "cuda"),
+        ("auto", 2, "cuda:0"),
         ("cpu", 0, "cpu"),
         ("cpu", 2, "cpu"),
-        ("cuda", 1, "cuda"),
+        ("cuda", 1, "cuda:0"),
         ("cuda:1", 2, "cuda:1"),
     ],
 )

@@ -65,3 +65,15 @@ def test_a_module_in_half_precision_runs(head: DAHead) -> None:
     expected = head({"c4": features})[0]
     got = head.bfloat16()({"c4": features.bfloat16()})[0]
     assert (got.float() - expected).norm() <= 8 * torch.finfo(torch.bfloat16).eps * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_channels_are_weighed_as_exactly_in_half_precision(dtype: torch.dtype) -> None:
+    attention = ChannelAttention()
+    nn.init.ones_(attention.gamma.scale)
+    x = torch.randn(2, 16, 64, 64).relu().to(dtype)
+    with torch.no_grad():
+        exact = attention.double()(x.double())
+        out = attention.to(dtype)(x)
+    # Twice as much as rounding what comes out would do.
+    assert (out.double() - exact).abs().max() < 2 * (exact.to(dtype).double() - exact).abs().max()
