@@ -39,6 +39,18 @@ function showBusy(text, share = null) {
   else byId("progress").value = share;
 }
 
+/** Says so if it takes long: dense attention of many cells may take seconds, the first time. */
+async function patiently(work) {
+  const said = "Computing the attention";
+  const timer = setTimeout(() => showBusy(said), 600);
+  try {
+    return await work;
+  } finally {
+    clearTimeout(timer);
+    if (byId("status").textContent === said) showBusy("");
+  }
+}
+
 function showProblem(error) {
   showBusy("");
   if (error.name === "AbortError") return;
@@ -123,7 +135,7 @@ const modelNamed = (name) => state.models.find((model) => model.name === name);
 
 // ---- showing ------------------------------------------------------------------------------------------------------
 
-const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce };
+const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce, patiently };
 const inspector = new Inspector(view, handlers);
 const comparison = new Comparison(byId("many"), view, handlers);
 const stage = () => (state.comparing ? comparison : inspector);

@@ -13,8 +13,8 @@ const KINDS = { cca: "criss-cross, both passes", apnb: "pyramid (APNB)", afnb: "
 const short = (result) => result.model.title.split(",")[0];
 
 export class Comparison {
-  constructor(target, view, { onPoint, announce }) {
-    Object.assign(this, { target, view, onPoint, announce });
+  constructor(target, view, { onPoint, announce, patiently }) {
+    Object.assign(this, { target, view, onPoint, announce, patiently });
     this.maps = new Maps();
     this.columns = [];
     this.follow = newestOnly((about) => this.#look(about));
@@ -63,8 +63,8 @@ export class Comparison {
     const has = ({ info }) => !about.class || info.classes.some(({ name }) => name === about.class);
     for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, choice.hasCross);
     this.different?.mark(point, columns[0].choice.grid, false);
-    const found = await Promise.all(columns.map(({ result, choice }) =>
-      (has(result) ? this.maps.fetch(result, choice, about, view.direction) : null)));
+    const found = await this.patiently(Promise.all(columns.map(({ result, choice }) =>
+      (has(result) ? this.maps.fetch(result, choice, about, view.direction) : null))));
     if (columns !== this.columns) return;
     columns.forEach((column, index) => { column.map = found[index]; });
     this.about = about;
@@ -105,7 +105,7 @@ export class Comparison {
     const rows = pairs.map(({ names, share: part, most }) => element("li", {},
       element("b", {}, percent(part)), ` ${names.join(" and ")}`, element("small", {}, most ? `mostly ${most}` : "")));
     return element("article", { className: "card disagreement" },
-      element("h3", {}, "Where they disagree", element("small", {}, `${percent(share)} of pixels`)),
+      element("h3", {}, "Where they differ", element("small", {}, `${percent(share)} of pixels`)),
       this.different.element, element("ul", { className: "pairs" }, ...rows), this.#legend());
   }
 

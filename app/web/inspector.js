@@ -34,8 +34,8 @@ const nameOfTile = ({ title, parameters: { level } }) => (level === "all" ? "all
 
 export class Inspector {
   /** @param view what is set on the page: see app.js */
-  constructor(view, { onPoint, onClass, onMap, announce }) {
-    Object.assign(this, { view, onClass, onMap, announce });
+  constructor(view, { onPoint, onClass, onMap, announce, patiently }) {
+    Object.assign(this, { view, onClass, onMap, announce, patiently });
     this.maps = new Maps();
     this.shown = null; // the map in the large panel, with its key
     this.maskPanel = new Panel({ label: "The mask over the picture", onPoint, tip: (pixel) => this.#classTip(pixel) });
@@ -109,7 +109,7 @@ export class Inspector {
     for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.hasCross);
     markAsked(byId("legend"), about.class);
     const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
-    const fetched = await Promise.all(wanted.map((one) => this.maps.fetch(result, one, about, direction)));
+    const fetched = await this.patiently(Promise.all(wanted.map((one) => this.maps.fetch(result, one, about, direction))));
     if (result !== this.result) return; // another picture or model came meanwhile
     this.found = new Map(wanted.map((one, index) => [one.key, fetched[index]]));
     this.about = about;

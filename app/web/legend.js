@@ -1,4 +1,5 @@
 // The classes found: their colours and shares; each can be switched off, and pointed at to see it alone.
+// All of them are one stop of the Tab key, and arrow keys move among them.
 
 import { element } from "/web/panel.js";
 
@@ -39,6 +40,28 @@ export function fillLegend(list, { predictions, colorOf, hidden, onChange, onAsk
     return element("li", {}, button, ask);
   });
   list.replaceChildren(...rows);
+  list.setAttribute("role", "toolbar");
+  list.setAttribute("aria-label", "Classes");
+  list.setAttribute("aria-describedby", "how-to-move");
+  rove(list);
+}
+
+/** Up and down go from row to row, left and right through the buttons of all; where each row has one, it's the same. */
+function rove(list) {
+  const rows = [...list.children].map((row) => [...row.querySelectorAll("button")]);
+  const buttons = rows.flat();
+  const enter = (chosen) => { for (const button of buttons) button.tabIndex = button === chosen ? 0 : -1; };
+  enter(buttons[0]);
+  for (const row of list.children) row.setAttribute("role", "none");
+  for (const button of buttons) button.addEventListener("focus", () => enter(button));
+  list.onkeydown = (event) => {
+    const at = buttons.indexOf(event.target);
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: rows[0].length, ArrowUp: -rows[0].length, Home: -at, End: buttons.length - 1 - at };
+    const next = buttons[at + steps[event.key]];
+    if (!(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    next?.focus();
+  };
 }
 
 /** Shows which class's attention is on show; none if it is a point's. */

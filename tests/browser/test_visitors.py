@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
 
@@ -56,12 +56,35 @@ def test_by_keyboard_alone(opened: Opened) -> None:
     page.keyboard.press("Shift+ArrowDown")
     wait_for_cell(page.locator(HEAT), 20, 21)
     expect(page.locator("#said")).to_have_text(re.compile(r"^Point \d+, \d+: .+ Composed attention: "))
-    for _ in range(45):  # past the settings and two buttons for each class
+    for _ in range(11):  # past the other picture, the settings and the classes, which are one stop
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.name") == "map":
             break
     page.keyboard.press("ArrowLeft")
     page.locator(f'{HEAT}[data-map="cca:2"]').wait_for()
+
+
+def test_classes_by_arrow_keys(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    buttons = page.locator("#legend button")
+    assert [one.get_attribute("tabindex") for one in buttons.all()].count("0") == 1
+    buttons.first.focus()
+    for key, index in (("ArrowDown", 2), ("ArrowRight", 3), ("ArrowUp", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        expect(buttons.nth(index)).to_be_focused()
+    page.keyboard.press("End")
+    expect(buttons.last).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#legend :focus")).to_have_count(0)
+    page.keyboard.press("Tab")
+    expect(buttons.last).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    expect(buttons.first).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator(f'{HEAT}[data-cell="all"]').wait_for()
 
 
 def test_every_control_has_a_name(opened: Opened) -> None:
@@ -73,6 +96,50 @@ def test_every_control_has_a_name(opened: Opened) -> None:
              && !one.querySelector('img[alt]')).map(one => one.outerHTML)"""
     )
     assert nameless == []
+
+
+def clipped(page: Page) -> list[str]:
+    """Words that are cut off, by their own box, by one around them or by the window's edge."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll('body *')].filter(one => {
+          const has = [...one.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+          if (!has || !one.checkVisibility() || one.closest('.out-of-sight, .tip, noscript, option')) return false;
+          const range = document.createRange();
+          range.selectNodeContents(one);
+          const text = range.getBoundingClientRect();
+          const within = (box) => text.left >= box.left - 1 && text.right <= box.right + 1;
+          if (!within({ left: 0, right: innerWidth })) return true;
+          for (let box = one; box !== document.body; box = box.parentElement) {
+            if (getComputedStyle(box).overflowX !== 'visible' && !within(box.getBoundingClientRect())) return true;
+          }
+          return getComputedStyle(one).display !== 'inline' && one.scrollWidth > one.clientWidth + 1;
+        }).map(one => `${one.tagName} ${one.id} ${one.className}: ${one.textContent.trim()}`)"""
+    )
+    return found
+
+
+@pytest.mark.parametrize("width", [375, 820, 1280])
+def test_no_word_is_cut_off(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    assert clipped(page) == []
+    choose(page)
+    page.locator(".menu summary").click()
+    assert clipped(page) == []
+    page.locator(".menu summary").click()
+    for model, shown in (("ann-mobilenetv2-camvid", "apnb:all"), ("nonlocal-mobilenetv2-camvid", "nl:")):
+        page.locator("#model").select_option(model)
+        page.locator(f'{HEAT}[data-map="{shown}"]').wait_for()
+        assert clipped(page) == []
+    page.locator("#direction").select_option("to")
+    page.locator("#legend .ask").nth(7).click()  # with a long name
+    page.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    assert clipped(page) == []
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    assert clipped(page) == []
+    headings = [one.bounding_box() for one in page.locator("#many .card h3").all()]
+    assert {round(box["height"]) for box in headings if box} == {24}  # of one line each, so that all pictures are level
+    assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
