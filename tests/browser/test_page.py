@@ -187,6 +187,8 @@ def test_where_the_time_went(opened: Opened) -> None:
     with page.expect_response(lambda response: "/segment" in response.url) as reply:
         page.set_input_files("#file", SAMPLE)
     page.locator("#latency .strip").nth(1).wait_for()
+    for said in page.locator("#latency b").all_inner_texts():
+        assert re.fullmatch(r"(0\.\d+|[1-9]\.\d|[1-9]\d+|0) ms", said), said
     modules = reply.value.headers["server-timing"].count("module.")
     assert page.locator("#latency .latency").nth(1).locator("li").count() == modules > 8
     assert page.locator("#latency .segment.attention").count() == 2  # cca_1, cca_2
