@@ -48,7 +48,7 @@ class Trace:
     def of_image(self, index: int) -> Trace:
         """The trace of one image of the batch, copied to host memory in half precision.
 
-        That loses nothing of a bfloat16 from 2e-5 to 65504: it has three bits less, and a larger range.
+        That loses nothing of a bfloat16 from 8e-6 to 65504, which has three bits less and a larger range.
         """
         gamma = None if self.gamma is None else self.gamma.detach().float().cpu().clone()
         return replace(self, query=_to_host(self.query[index]), key=_to_host(self.key[index]), gamma=gamma)

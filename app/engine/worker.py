@@ -99,7 +99,12 @@ class Worker:
             OutOfMemory: there is no room for it
             InferenceFailed: whatever else went wrong
         """
-        loaded = self._attempt(partial(self._load, spec), f"{spec.name}", f"no network could be made of {spec.weights}")
+        load = partial(
+            self._attempt, partial(self._load, spec), spec.name, f"no network could be made of {spec.weights}"
+        )
+        loaded = load()
+        if isinstance(loaded, OutOfMemory) and self._free_memory():
+            loaded = load()
         if isinstance(loaded, ServiceError):
             raise loaded
         self._models[key] = loaded
@@ -149,12 +154,9 @@ class Worker:
         if not isinstance(outcomes, ServiceError):
             return Ran(outcomes)
         count = len(staged.images)
-        if isinstance(outcomes, OutOfMemory):
-            # Only out here, past the handler, does nothing hold on to the failed pass.
-            again = self._graphs.make_room()
-            self._free_memory()
-            if again:
-                return self.run(key, staged)
+        # Only out here, past the handler, does nothing hold on to the failed pass.
+        if isinstance(outcomes, OutOfMemory) and self._free_memory():
+            return self.run(key, staged)
         if count == 1:
             return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None)
         first = self.run(key, staged.take(range(count // 2)))
@@ -281,10 +283,13 @@ class Worker:
             return image.assembly.merge(align_corners=align_corners)
         return None
 
-    def _free_memory(self) -> None:
+    def _free_memory(self) -> bool:
+        """True if graphs were freed too, so that what has failed is worth another try."""
+        made_room = self._graphs.make_room()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return made_room
 
 
 def _traces(image: Image, output: Output, index: int) -> tuple[Trace, ...]:

@@ -18,7 +18,7 @@ from app.engine.staging import Image
 from app.engine.timing import Clock
 from app.engine.worker import Worker
 from app.errors import DeviceError, InferenceFailed, OutOfMemory
-from models import Segmentor
+from models import ModelSpec, Segmentor
 
 HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
 
@@ -167,6 +167,27 @@ def test_graphs_give_way_to_a_pass_that_runs_out_of_memory(
     assert (kinds(fitted), fitted.fits) == ([Segmentation] * 4, None), "it was not the batch that was too large"
     split = ran(worker, 8)
     assert (kinds(split), split.fits) == ([Segmentation] * 8, 4)
+
+
+def test_graphs_give_way_to_a_model_that_finds_no_room(
+    worker: Worker,
+    segmentor: Segmentor,
+    spec: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    recording: Callable[..., Any],
+) -> None:
+    worker._graphs = Graphs(4, recording)
+    for _ in range(2):
+        ran(worker, 1)
+
+    def load_model(spec: ModelSpec) -> Segmentor:
+        if any(worker._graphs._shapes.values()):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return segmentor
+
+    monkeypatch.setattr("app.engine.worker.load_model", load_model)
+    worker.load(spec, "another")
+    assert list(worker._models) == ["tiny", "another"]
 
 
 @pytest.mark.parametrize(
