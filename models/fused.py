@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from models.layers import ConvModule
 from models.segmentor import Segmentor
 
+# Of criss-cross attention, which takes its values in bfloat16 and all else in float32.
+VALUE = "decode_head.cca.value_conv"
+
 
 def can_fuse() -> bool:
     """Whether this torch has the operators, which are no public part of it."""
@@ -33,23 +36,22 @@ class FusedConv(nn.Module):
         conv: nn.Conv2d,
         activation: nn.Module,
         dtype: torch.dtype,
-        size: torch.Size | None = None,
+        size: torch.Size,
         out_dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
             dtype: of the weights and the products
-            out_dtype: of the result, if another than `dtype`
             size: of its usual input, for which the weights are laid out; others work, after a copy of them each time
+            out_dtype: of the result, if another than `dtype`
         """
         super().__init__()
         self.out_channels = conv.out_channels
         weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         # As four lists and an int: what the operators take.
         assert isinstance(conv.padding, tuple)
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        if size is not None:
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, list(size))
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(size))
         self.weight = nn.Parameter(weight, requires_grad=False)
         # In float32 whatever the dtype: it is added before the sum is rounded, and costs nothing.
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
@@ -58,9 +60,15 @@ class FusedConv(nn.Module):
         self._name, self._scalars = _onednn_name(activation)
         self.activation = nn.Identity() if self._name != "none" else activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, pads_rows: bool = True) -> Tensor:
+        """
+        Args:
+            pads_rows: without, the first and last rows of the input have no output of their own
+        """
+        (above, beside), *others = self.geometry
+        padding = [above if pads_rows else 0, beside]
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x.to(self._dtype), self.weight, self.bias, *self._geometry, self._name, self._scalars, ""
+            x.to(self._dtype), self.weight, self.bias, padding, *others, self._name, self._scalars, ""
         )
         return self.activation(out.to(self._out_dtype))  # type: ignore[no-any-return]
 
@@ -70,10 +78,11 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> 
 
     Args:
         image: [1, 3, H, W] of the usual size
-        reduced: bfloat16 in those that `tolerates` names, whose weights are then laid out for the image's size; it
-            rounds what they put out, so that the caller must see whether the network bears it
+        reduced: bfloat16 in those that `tolerates` names; it rounds what they put out, so that the caller must see
+            whether the network bears it
     """
-    sizes = _input_sizes(segmentor, image) if reduced else {}
+    sizes = _input_sizes(segmentor, image)
+    late = _late_blocks(segmentor)
     made: dict[nn.Module, FusedConv] = {}  # a module that two share is replaced by one
 
     def fused(module: ConvModule | nn.Conv2d, name: str) -> FusedConv:
@@ -81,25 +90,34 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> 
             (module.conv, module.activation) if isinstance(module, ConvModule) else (module, nn.Identity())
         )
         if module not in made:
-            lower = reduced and tolerates(name, conv)
-            dtype = torch.bfloat16 if lower else torch.float32
+            dtype = torch.bfloat16 if reduced and tolerates(name, conv, late) else torch.float32
             # What heads do between convolutions they do in float32, as they would otherwise.
-            out_dtype = torch.float32 if name.startswith("decode_head.") else dtype
-            made[module] = FusedConv(conv, activation, dtype, sizes[conv] if lower else None, out_dtype)
+            keeps = name == VALUE or not name.startswith("decode_head.")
+            made[module] = FusedConv(conv, activation, dtype, sizes[conv], dtype if keeps else torch.float32)
         return made[module]
 
     _replace(segmentor, "", fused)
 
 
-def tolerates(name: str, conv: nn.Conv2d) -> bool:
-    """Whether a convolution may round to bfloat16: in the last stage, the decoder and the head's dense filters.
+def tolerates(name: str, conv: nn.Conv2d, late: tuple[str, ...]) -> bool:
+    """Whether a convolution may round to bfloat16.
 
-    Rounding early in the network reaches every class boundary, and the head's 1x1 convolutions are what attention
-    and classes are made of. What is left has 70 to 78 % of the bundled models' arithmetic.
+    It may in the last stage and the end of the one before, the decoder, the head's dense filters, and where
+    criss-cross attention takes its values from. Rounding early in the network reaches every class boundary, and the
+    head's other 1x1 convolutions are what attention and classes are made of.
+
+    Args:
+        late: how the names of the third stage's last blocks begin
     """
     if name.startswith("decode_head."):
-        return conv.groups == 1 and max(conv.kernel_size) > 1
-    return name.startswith(("backbone.layer4.", "decoder."))
+        return name == VALUE or (conv.groups == 1 and max(conv.kernel_size) > 1)
+    return name.startswith(("backbone.layer4.", "decoder.", *late))
+
+
+def _late_blocks(segmentor: Segmentor) -> tuple[str, ...]:
+    """The last third of the third stage."""
+    count = len(segmentor.get_submodule("backbone.layer3")._modules)
+    return tuple(f"backbone.layer3.{index}." for index in range(count - count // 3, count))
 
 
 def _replace(module: nn.Module, path: str, fused: Callable[[ConvModule | nn.Conv2d, str], FusedConv]) -> None:

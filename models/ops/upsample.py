@@ -26,6 +26,8 @@ BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
 # Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
 CHUNK_ELEMENTS = 1 << 22
+# New columns that are made at once: of a sixteenth of the old ones, say, where the product of all would be with zeros.
+BAND_COLUMNS = 128
 # Cells along an axis that two bilinear resizes make a pixel of, unless the first of them shrinks.
 TAPS = 4
 
@@ -155,7 +157,7 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
     ids = torch.empty(height, width, dtype=torch.uint8, device=logits.device)
     confidence = torch.empty_like(ids)
     # The best class is the one with the largest of these among those that reach the maximum: the first.
-    rank = torch.arange(classes - 1, -1, -1, dtype=torch.uint8, device=logits.device)[:, None, None]
+    rank = torch.arange(classes - 1.0, -1.0, -1.0, device=logits.device)[:, None, None]
     wide = sum(patch.logits[..., 0].numel() for view in views for patch in view) * width
     block = max(MIN_ROWS, BLOCK_ELEMENTS[logits.device.type] // (width * classes))
     for above, below in _ranges(0, height, max(block, CHUNK_ELEMENTS * height // wide)):
@@ -163,7 +165,9 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
         for top, bottom in _ranges(above, below, block):
             scores = _scores([_rows(view, top, bottom) for view in widened])
             highest = scores.amax(0)
-            ids[top:bottom] = classes - 1 - ((scores == highest) * rank).amax(0)
+            # As numbers, since torch compares to booleans one at a time.
+            is_best = torch.eq(scores, highest, out=torch.empty_like(scores))
+            ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
             if len(views) == 1:
                 highest = 1 / scores.sub_(highest).exp_().sum(0)
             confidence[top:bottom] = highest.mul_(255).round_()
@@ -191,8 +195,13 @@ def _widen(patch: Patch, top: int, bottom: int) -> _Widened:
     first, last = patch.rows.reach(top, bottom)
     covered = [column for column, end in enumerate(patch.columns.end) if end]
     left, right = covered[0], covered[-1] + 1
-    columns = patch.columns.matrix[left:right]
-    return _Widened(patch.logits[:, first:last].float() @ columns.T, first, patch.rows, left, len(patch.columns.end))
+    narrow = patch.logits[:, first:last].float()
+    wide = narrow.new_empty(*narrow.shape[:2], right - left)
+    for begin, end in _ranges(left, right, BAND_COLUMNS):
+        start, stop = patch.columns.reach(begin, end)
+        columns = patch.columns.matrix[begin:end, start:stop]
+        torch.matmul(narrow[..., start:stop], columns.T, out=wide[..., begin - left : end - left])
+    return _Widened(wide, first, patch.rows, left, len(patch.columns.end))
 
 
 def _rows(patches: Sequence[_Widened], top: int, bottom: int) -> Tensor:

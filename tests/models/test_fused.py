@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.folding import fold_batch_norm
-from models.fused import FusedConv, can_fuse, fuse_convolutions, has_bfloat16, tolerates
+from models.fused import FusedConv, _late_blocks, can_fuse, fuse_convolutions, has_bfloat16, tolerates
 from models.segmentor import Output, Segmentor
 
 Build = Callable[[str, str], Segmentor]
@@ -62,13 +62,35 @@ def test_fused_network_is_the_same_function(tiny_segmentor: Build, backbone: str
 def test_heads_see_float32_and_what_is_between_convolutions_of_a_stage_is_bfloat16() -> None:
     conv = nn.Conv2d(4, 8, 3)
     with torch.inference_mode():
-        for size in (None, torch.Size((1, 4, 9, 9))):
-            inside = FusedConv(conv, nn.ReLU(), torch.bfloat16, size)
-            at_the_end = FusedConv(conv, nn.ReLU(), torch.bfloat16, size, torch.float32)
-            x = torch.randn(1, 4, 9, 9)
-            assert inside(x).dtype == torch.bfloat16
-            assert at_the_end(x).dtype == torch.float32
-            assert (inside(x) == at_the_end(x.bfloat16())).all()
+        x = torch.randn(1, 4, 9, 9)
+        inside = FusedConv(conv, nn.ReLU(), torch.bfloat16, x.shape)
+        at_the_end = FusedConv(conv, nn.ReLU(), torch.bfloat16, x.shape, torch.float32)
+        assert inside(x).dtype == torch.bfloat16
+        assert at_the_end(x).dtype == torch.float32
+        assert (inside(x) == at_the_end(x.bfloat16())).all()
+
+
+def test_rows_may_go_unpadded() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    x = torch.randn(1, 4, 9, 7)
+    with torch.inference_mode():
+        fused = FusedConv(conv, nn.ReLU(), torch.float32, x.shape)
+        torch.testing.assert_close(fused(x, pads_rows=False), fused(x)[:, :, 1:-1])
+
+
+@bfloat16
+@pytest.mark.parametrize("head", ["fcn", "ccnet"])
+def test_only_criss_cross_attention_gets_bfloat16(tiny_segmentor: Build, head: str) -> None:
+    segmentor = folded(tiny_segmentor, "mobilenet", head)
+    fuse_convolutions(segmentor, torch.randn(1, 3, 64, 48), reduced=True)
+    out: dict[str, torch.dtype] = {}
+    for name, module in segmentor.decode_head.named_modules():
+        if isinstance(module, FusedConv):
+            module.register_forward_hook(lambda _, __, result, name=name: out.__setitem__(name, result.dtype))
+    run(segmentor, torch.randn(1, 3, 64, 48))
+    assert {name for name, dtype in out.items() if dtype == torch.bfloat16} == (
+        {"cca.value_conv"} if head == "ccnet" else set()
+    )
 
 
 def test_timed_modules_keep_their_names(tiny_segmentor: Build) -> None:
@@ -96,7 +118,7 @@ def test_every_activation_is_applied_once(activation: nn.Module) -> None:
     with torch.inference_mode():
         want = activation(conv(x))
         assert (want > 6).any() != isinstance(activation, nn.ReLU6)
-        torch.testing.assert_close(FusedConv(conv, activation, torch.float32)(x), want)
+        torch.testing.assert_close(FusedConv(conv, activation, torch.float32, x.shape)(x), want)
 
 
 @bfloat16
@@ -112,10 +134,14 @@ def test_the_bias_is_not_rounded() -> None:
 
 def test_what_attention_and_classes_are_made_of_is_not_rounded(tiny_segmentor: Build) -> None:
     segmentor = folded(tiny_segmentor, "mobilenet", "ccnet")
-    rounded = {n for n, part in segmentor.named_modules() if isinstance(part, nn.Conv2d) and tolerates(n, part)}
+    late = _late_blocks(segmentor)
+    rounded = {n for n, part in segmentor.named_modules() if isinstance(part, nn.Conv2d) and tolerates(n, part, late)}
     stages = {name.split(".")[1] for name in rounded if name.startswith("backbone.")}
-    assert stages == {"layer4"}
+    assert stages == {"layer3", "layer4"}
+    blocks = {name.split(".")[2] for name in rounded if name.startswith("backbone.layer3.")}
+    assert blocks == {"5", "6"}  # of 0 to 6
     assert {name for name in rounded if name.startswith("decode_head.")} == {
+        "decode_head.cca.value_conv",
         "decode_head.convs.0.conv",
         "decode_head.convs.1.conv",
         "decode_head.conv_cat.conv",
