@@ -81,6 +81,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     for spec in catalog.specs():
         engine.models.add(spec)
     derived = Derived(MAX_DERIVED_BYTES)
+    app.state.leaving = False
     app.state.services = Services(
         settings=settings,
         engine=engine,

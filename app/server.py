@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.dependencies import Services
 from app.settings import Settings
 
 # Once the engine has answered everyone, all that is left is to send these answers.
@@ -33,15 +33,23 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=SENDING_TIMEOUT,
         )
         super().__init__(config)
-        self._services: Services = app.state.services
+        self._state, self._services = app.state, app.state.services
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._give_notice()
         drained = asyncio.ensure_future(self._services.engine.stop(self._services.settings.drain_timeout))
         # A second Ctrl+C means now.
         while not self.force_exit and not drained.done():
             await asyncio.wait([drained], timeout=0.1)
         drained.cancel()
         await super().shutdown(sockets)
+
+    async def _give_notice(self) -> None:
+        """Serve on for a while, so that whoever looks at /readyz sends no more before anyone is refused."""
+        self._state.leaving = True
+        ends = time.monotonic() + self._services.settings.drain_notice
+        while not self.force_exit and self._services.engine.state == "ready" and time.monotonic() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
     def run_until_signalled(self) -> None:
         """Serve until SIGINT or SIGTERM; return once all is shut down in order."""

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
 
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
     max_result_bytes: int = Field(256 << 20, gt=0, description="Memory for results; the oldest go first.")
+    drain_notice: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds before a shutdown in which /readyz fails and requests are taken, for a proxy to see.",
+    )
     drain_timeout: float = Field(25.0, gt=0, description="Seconds for accepted requests to finish at shutdown.")
     stall_timeout: float = Field(
         120.0,

@@ -56,8 +56,8 @@ def picture() -> bytes:
 
 
 @asynccontextmanager
-async def running(drain_timeout: float) -> AsyncIterator[Running]:
-    settings, device = Settings(port=0, drain_timeout=drain_timeout), FakeDevice()
+async def running(drain_timeout: float, drain_notice: float = 0) -> AsyncIterator[Running]:
+    settings, device = Settings(port=0, drain_timeout=drain_timeout, drain_notice=drain_notice), FakeDevice()
     app = create_app(settings, device)
     services: Services = app.state.services
     server = Server(app, settings)
@@ -114,6 +114,18 @@ async def test_what_cannot_be_finished_is_told_so() -> None:
         assert not served.device.gate.is_set()
         assert (served.images("rejected"), served.images("ok")) == (1, 0)
         assert served.services.engine.is_stuck, "the device has the image still"
+
+
+async def test_a_server_that_gives_notice_takes_requests_meanwhile() -> None:
+    async with running(drain_timeout=60, drain_notice=0.5) as served:
+        served.device.gate.set()
+        assert (await served.client.get("/readyz")).status_code == 200
+        served.server.should_exit = True
+        await until(lambda: served.server._state.leaving)
+        assert_not_ready(await served.client.get("/readyz"))
+        assert (await served.post()).status_code == 200
+        await asyncio.wait_for(served.task, 60)
+        assert served.images("rejected") == 0
 
 
 async def test_an_idle_server_stops_and_listens_no_more() -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make e2e`: builds the image, brings the whole of docker-compose.yml up, uses it, and takes it down again.
+# `make e2e`: builds the image, brings the whole of docker-compose.yml up, uses it, and takes it down again; then the same
+# with several instances behind docker/scale-out.yml's proxy, by an image that sends spans.
 #
 # With a Docker engine on the machine it is used, and images come from their registry. Where there is none, and whoever runs this is root on
 # Debian, an engine is started for the time, and images of the same names are made (standin/). Its programs and
@@ -8,9 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 STATE=${E2E_STATE:-$PWD/.e2e}
 PYTHON=${PYTHON:-.venv/bin/python}
-export API_IMAGE=seglens:e2e PROMETHEUS_IMAGE=prom/prometheus:v2.53.3 GRAFANA_IMAGE=grafana/grafana:11.6.0
+export API_IMAGE=seglens:e2e PROMETHEUS_IMAGE=prom/prometheus:v2.53.3 GRAFANA_IMAGE=grafana/grafana:11.6.0 HAPROXY_IMAGE=haproxy:3.0
 export BASE_IMAGE=python:3.11-slim-bookworm
-export API_PORT=18000 PROMETHEUS_PORT=19090 GRAFANA_PORT=13000 MODEL_DIR=$STATE/checkpoints
+export API_PORT=18000 PROMETHEUS_PORT=19090 GRAFANA_PORT=13000 COLLECTOR_PORT=14318 MODEL_DIR=$STATE/checkpoints
 export COMPOSE_PROJECT_NAME=seglens-e2e COMPOSE_FILE=docker-compose.yml
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
@@ -42,8 +43,9 @@ else
     eval "$environment"
     say "engine $(docker version --format '{{.Server.Version}}'), compose $(docker compose version --short)"
     wait "$rootfs" || { tail "$STATE/rootfs.log"; exit 1; }
-    quietly images tests/docker/standin/images.sh "$STATE/rootfs.tar" "$BASE_IMAGE" "$PROMETHEUS_IMAGE" "$GRAFANA_IMAGE"
-    say "images made in place of $BASE_IMAGE, $PROMETHEUS_IMAGE and, without being one, $GRAFANA_IMAGE"
+    quietly images tests/docker/standin/images.sh "$STATE/rootfs.tar" "$BASE_IMAGE" "$PROMETHEUS_IMAGE" \
+        "$HAPROXY_IMAGE" "$GRAFANA_IMAGE"
+    say "images made in place of $BASE_IMAGE, $PROMETHEUS_IMAGE, $HAPROXY_IMAGE and, without being one, $GRAFANA_IMAGE"
     # The torch that this machine's pip would take, wherever it has it from; a build knows nothing of pip's settings here.
     export WHEELS=$STATE/wheels COMPOSE_FILE=docker-compose.yml:tests/docker/compose.yml
     mkdir -p "$WHEELS"
@@ -54,4 +56,12 @@ quietly build docker compose --progress plain build api
 say "built: $(docker image inspect --format '{{.Size}}' "$API_IMAGE") bytes"
 quietly up docker compose up --detach --no-build --wait
 say "up: $(docker compose ps --format '{{.Service}} {{.Status}}' | paste -sd, -)"
-STACK=yes "$PYTHON" -m pytest -q --no-cov -rfE tests/docker/test_stack.py
+STACK=single "$PYTHON" -m pytest -q --no-cov -rfE tests/docker/test_stack.py
+
+docker compose down --volumes --timeout 10 >/dev/null 2>&1
+export API_IMAGE=seglens:e2e-otel API_EXTRAS=otel COMPOSE_FILE=$COMPOSE_FILE:docker/scale-out.yml:tests/docker/compose.scaled.yml
+quietly build-otel docker compose --progress plain build api
+say "built with EXTRAS=otel: $(docker image inspect --format '{{.Size}}' "$API_IMAGE") bytes"
+quietly up-scaled docker compose up --detach --no-build --wait --scale api=2 api prometheus proxy collector
+say "up: $(docker compose ps --format '{{.Name}} {{.Status}}' | paste -sd, -)"
+STACK=scaled "$PYTHON" -m pytest -q --no-cov -rfE tests/docker/test_scaled_stack.py

@@ -20,6 +20,7 @@ from tests.docker.prometheus import ROOT, free_port, until
 from tests.servers import picture
 
 CONFIG = ROOT / "docker" / "haproxy" / "haproxy.cfg"
+BASE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 OVERRIDE = (ROOT / "docker" / "scale-out.yml").read_text()
 
 pytestmark = pytest.mark.skipif(
@@ -106,9 +107,12 @@ def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_pat
     command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
     subprocess.run([*command, tmp_path / "scale-out.yml"], check=True, timeout=60)
     services = yaml.safe_load(plain)["services"]
-    assert services["api"] == {"ports": []}
+    assert services["api"]["ports"] == []
+    notice = float(services["api"]["environment"]["SEGLENS_DRAIN_NOTICE"])
+    assert notice >= 3, "the proxy asks each second, and believes the second no"
+    grace = [int(one["stop_grace_period"].removesuffix("s")) for one in (services["api"], BASE["api"])]
+    assert grace[0] >= grace[1] + notice
     proxy = services["proxy"]
-    others = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    assert proxy["ports"] == others["api"]["ports"]
+    assert proxy["ports"] == BASE["api"]["ports"]
     for name in ("read_only", "cap_drop", "security_opt", "restart", "pids_limit"):
-        assert proxy[name] == others["prometheus"][name]
+        assert proxy[name] == BASE["prometheus"][name]

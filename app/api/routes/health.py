@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
 from app import __version__
 from app.api.dependencies import ServicesDep
 from app.api.errors import problems
 from app.api.schemas import Health
-from app.errors import InferenceFailed
+from app.errors import InferenceFailed, NotReady
 
 router = APIRouter()
 
@@ -22,8 +22,10 @@ async def livez(services: ServicesDep) -> str:
 
 
 @router.get("/readyz", summary="Can it take requests?", response_class=PlainTextResponse, responses=problems(503))
-async def readyz(services: ServicesDep) -> str:
+async def readyz(request: Request, services: ServicesDep) -> str:
     services.engine.check_ready()
+    if request.app.state.leaving:
+        raise NotReady("the server is about to stop", retry_after=1.0)
     return "ready"
 
 
