@@ -1,8 +1,9 @@
 """How much memory the server needs: by model, by size of image, and with as many callers as its queue holds.
 
-`python -m benchmarks.sizing` starts a server for each bundled model and one for all of them, prints the resident memory
-after the start and the peak with each load, and writes benchmarks/results/sizing.json. Results are not kept meanwhile:
-what SEGLENS_MAX_RESULT_BYTES allows comes on top. Linux alone tells such peaks.
+`python -m benchmarks.sizing` starts a server for each bundled model, one for all of them, and one for a CCNet of the
+size that mmsegmentation publishes; prints the resident memory after the start and the peak with each load, and writes
+benchmarks/results/sizing.json. With names of rows it measures these alone, and keeps the rest of the file. Results are
+not kept meanwhile: what SEGLENS_MAX_RESULT_BYTES allows comes on top. Linux alone tells such peaks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +29,9 @@ import torch
 from PIL import Image
 
 from app import __version__
+from benchmarks.parity import full_size
 from models import list_models
+from tests.models.reference import random_state, shapes_of
 from training.scenes import draw_street
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +39,16 @@ RESULTS = Path(__file__).parent / "results" / "sizing.json"
 PORT = 18767
 CALLERS = 64  # as many as may wait
 ONE_BY_ONE = 4
+PUBLISHED = "ccnet-resnet50-published"
+ALL = "all of them"
 # The last size is the largest that is accepted. What a load leaves in the heap counts in the next.
 LOADS = (
     *(((480, 360), 1), ((1024, 512), 1), ((2048, 1024), 1), ((8000, 5000), 1)),
     *(((2048, 1024), CALLERS), ((8000, 5000), CALLERS)),
 )
+
+# One of the size that is published takes images of 2048x1024 as they are.
+PUBLISHED_LOADS = (((2048, 1024), 1), ((2048, 1024), 2))
 
 
 def status_mb(pid: int, name: str) -> int:
@@ -61,10 +70,14 @@ def picture(width: int, height: int) -> bytes:
 
 
 @contextmanager
-def serving(models: list[str]) -> Iterator[tuple[int, str]]:
+def serving(models: list[str], folder: str) -> Iterator[tuple[int, str]]:
     """Process id and address of a server that is ready."""
     own = {"PORT": str(PORT), "DEVICE": "cpu", "MODELS": ",".join(models), "DEFAULT_MODEL": models[0]}
     own |= {"MAX_RESULT_BYTES": "1", "LOG_LEVEL": "warning"}
+    if models == [PUBLISHED]:
+        own |= {"MODEL_DIR": folder, "REQUEST_TIMEOUT": "600", "STALL_TIMEOUT": "600"}
+        state = random_state(shapes_of("ccnet", full_size("ccnet", 50)))
+        torch.save({"state_dict": state, "meta": {}}, Path(folder) / f"{PUBLISHED}.pth")
     settings = {f"SEGLENS_{name}": value for name, value in own.items()}
     server = subprocess.Popen([sys.executable, "-m", "app", "serve"], env={**os.environ, **settings}, cwd=ROOT)
     url = f"http://127.0.0.1:{PORT}"
@@ -86,16 +99,16 @@ async def post(url: str, models: list[str], body: bytes, at_once: int, times: in
         return [(await http.post(path, content=body)).status_code for _ in range(times)]
 
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         replies = await asyncio.gather(*map(caller, range(at_once)))
     return Counter(status for statuses in replies for status in statuses)
 
 
 def measure(models: list[str]) -> dict[str, object]:
-    """Resident memory after the start, and peaks with each load, in MB."""
-    with serving(models) as (pid, url):
-        row: dict[str, object] = {"start": status_mb(pid, "VmRSS")}
-        for size, at_once in LOADS:
+    """Resident memory after the start, the most until then, and peaks with each load, in MB."""
+    with tempfile.TemporaryDirectory() as folder, serving(models, folder) as (pid, url):
+        row: dict[str, object] = {"start": status_mb(pid, "VmRSS"), "while it starts": status_mb(pid, "VmHWM")}
+        for size, at_once in PUBLISHED_LOADS if models == [PUBLISHED] else LOADS:
             times = ONE_BY_ONE if at_once == 1 else 1
             name = (f"{at_once} callers, " if at_once > 1 else "") + f"{size[0]}x{size[1]}"
             body = picture(*size)
@@ -117,17 +130,19 @@ def machine() -> dict[str, object]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
     bundled = [spec.name for spec in list_models()]
-    rows = {}
-    for models in [*([name] for name in bundled), bundled]:
-        name = "all of them" if len(models) > 1 else models[0]
-        rows[name] = measure(models)
+    names = [*bundled, ALL, PUBLISHED]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", help=", ".join(names))
+    wanted = parser.parse_args().rows or names
+    rows = json.loads(RESULTS.read_text())["mb"] if RESULTS.exists() else {}
+    for name in wanted:
+        rows[name] = measure(bundled if name == ALL else [name])
         print(name, rows[name], flush=True)
-    columns = [column for column in rows[bundled[0]] if not column.endswith("statuses")]
+    columns = [column for column in rows[wanted[0]] if not column.endswith("statuses")]
     print(f"\n| MB | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, row in rows.items():
-        print(f"| {name} | {' | '.join(str(row[column]) for column in columns)} |")
+        print(f"| {name} | {' | '.join(str(row.get(column, '')) for column in columns)} |")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {"seglens": __version__, "commit": git.stdout.strip(), "python": platform.python_version()}
     document = {"versions": versions | {"torch": torch.__version__}, "machine": machine(), "mb": rows}

@@ -23,6 +23,8 @@ from models.segmentor import Segmentor
 
 Shapes = Mapping[str, torch.Size]
 
+MAX_CLASSES = 255  # class ids are bytes
+
 
 @dataclass(frozen=True)
 class Options:
@@ -50,9 +52,9 @@ def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
     Raises:
         CheckpointError: the tensors are of no architecture that we know
     """
-    head = _build_head(shapes, options)
+    backbone = _build_backbone(shapes, options)
     segmentor = Segmentor(
-        _build_backbone(shapes, options), head, _build_decoder(shapes), align_corners=options.align_corners
+        backbone, _build_head(shapes, options), _build_decoder(shapes), align_corners=options.align_corners
     ).eval()
     # A checkpoint trained or saved without batch norm in its backbone has biases in their stead.
     if any(f"backbone.{stem}.bias" in shapes for stem in ("stem.conv", "stem.0", "stem.0.conv")):
@@ -99,25 +101,36 @@ def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:
         return MobileNetV2(width=width, output_stride=options.output_stride)
     if "backbone.layer1.0.fused.conv.weight" in shapes:
         return MobileNetEdgeTPU()
-    raise CheckpointError("the backbone is none of ResNetV1c, our MobileNetV2 and MobileNet-EdgeTPU")
+    if not any(key.startswith("backbone.") for key in shapes):
+        found = sorted({key.split(".")[0] for key in shapes})
+        raise CheckpointError(
+            f"no names of a backbone, but of {', '.join(found[:5])}: not an architecture that we know"
+        )
+    raise CheckpointError("the backbone is none of ResNetV1, V1c and V1d, our MobileNetV2 and MobileNet-EdgeTPU")
 
 
 def _build_resnet(shapes: Shapes, options: Options) -> nn.Module:
-    for stem in ("stem.0", "stem.3", "stem.6"):
+    plain = _shape(shapes, "backbone.stem.0")[2:] == (7, 7)
+    for stem in () if plain else ("stem.3", "stem.6"):
         _shape(shapes, f"backbone.{stem}")
+    hidden, last = (None, "stem.0") if plain else (_out(shapes, "backbone.stem.0"), "stem.6")
     return ResNet(
         [_count_blocks(shapes, stage) for stage in range(1, 5)],
         block=Bottleneck if "backbone.layer1.0.conv3.weight" in shapes else BasicBlock,
-        stem_channels=(_out(shapes, "backbone.stem.0"), _out(shapes, "backbone.stem.6")),
+        stem_channels=(hidden, _out(shapes, f"backbone.{last}")),
         planes=[_out(shapes, f"backbone.layer{stage}.0.conv1") for stage in range(1, 5)],
         contract_dilation=options.contract_dilation,
         ceil_mode=options.ceil_mode,
+        # Where the others have a norm, V1d has the convolution: a pooling without weights comes first.
+        avg_down=len(shapes.get("backbone.layer2.0.downsample.1.weight", ())) > 1,
     )
 
 
 def _build_head(shapes: Shapes, options: Options) -> Head:
     classifier_channels = _in(shapes, "decode_head.conv_seg")
     num_classes = _out(shapes, "decode_head.conv_seg")
+    if num_classes not in range(2, MAX_CLASSES + 1):
+        raise CheckpointError(f"it has {num_classes} classes; masks are of 2 to {MAX_CLASSES}")
     if "decode_head.fusion.stages.0.key_project.conv.weight" in shapes:
         return _build_ann(shapes, num_classes, classifier_channels)
     if "decode_head.pam.query_project.weight" in shapes:

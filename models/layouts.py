@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ IGNORED_PREFIXES = (
     *("decode_head.pam_conv_seg.", "decode_head.cam_conv_seg."),
 )
 IGNORED_SUFFIX = ".num_batches_tracked"
+
+PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
 
 # InPlaceABN multiplies by |weight| + eps.
 ABN_EPS = 1e-5
@@ -54,6 +57,14 @@ def _without_biases(state: State) -> dict[str, Tensor]:
 
 
 MMSEGMENTATION = Layout("mmsegmentation", "decode_head.", (), dict, Options())
+# With its ResNetV1, whose stem has torchvision's names.
+MMSEGMENTATION_V1 = Layout(
+    "mmsegmentation",
+    "backbone.conv1.",
+    (("backbone.conv1.", "backbone.stem.0."), ("backbone.bn1.", "backbone.stem.1.")),
+    dict,
+    Options(),
+)
 
 # github.com/speedinghzl/CCNet
 OFFICIAL_CCNET = Layout(
@@ -104,7 +115,7 @@ OFFICIAL_ANN = Layout(
 
 def detect_layout(keys: Mapping[str, Tensor]) -> Layout:
     """Ours, where it is none of the others: ours are mmsegmentation's names."""
-    for layout in (OFFICIAL_CCNET, OFFICIAL_ANN):
+    for layout in (OFFICIAL_CCNET, OFFICIAL_ANN, MMSEGMENTATION_V1):
         if any(key.startswith(layout.mark) for key in keys):
             return layout
     return MMSEGMENTATION
@@ -135,8 +146,8 @@ def to_our_values(state: State, layout: Layout) -> dict[str, Tensor]:
 
 
 def strip_prefix(state: State) -> dict[str, Tensor]:
-    """Without the `module.` that data-parallel training puts before every name."""
-    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    """Without what data-parallel training and compilation put before every name, in whatever order."""
+    return {PREFIXES.sub("", key): tensor for key, tensor in state.items()}
 
 
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -14,6 +14,23 @@ from models.errors import CheckpointError
 
 Values = Mapping[str, object]
 
+# What a network of ours has of all that a configuration may give and shapes don't tell, and that is no option.
+BACKBONE: Values = {"strides": [1, 2, 1, 1], "dilations": [1, 1, 2, 4], "style": "pytorch"}
+HEAD: Values = {
+    "act_cfg": {"type": "ReLU"},
+    "dilation": 1,
+    # ANN, PSPNet
+    "query_scales": [1],
+    "key_pool_scales": [1, 3, 6, 8],
+    "pool_scales": [1, 2, 3, 6],
+    # Non-local
+    "mode": "embedded_gaussian",
+    "use_scale": True,
+    # GCNet
+    "pooling_type": "att",
+    "fusion_types": ["channel_add"],
+}
+
 
 def of_meta(meta: Values) -> Card:
     """What is not of the right form is not said: people write into `meta` what they like."""
@@ -44,13 +61,14 @@ def options_of_meta(meta: Values) -> dict[str, str]:
     """What the configuration says of the architecture that shapes don't tell, as a header of ours would say it.
 
     Raises:
-        CheckpointError: a backbone whose strides or dilations are not ours, which would load and be wrong
+        CheckpointError: a network that would load and be another, since its shapes are the same
     """
     model = _mapping(_assignments(meta.get("config", meta.get("cfg"))).get("model"))
     head, backbone = _mapping(model.get("decode_head")), _mapping(model.get("backbone"))
-    for name, ours in (("strides", [1, 2, 1, 1]), ("dilations", [1, 1, 2, 4])):
-        if backbone.get(name) not in (None, ours):
-            raise CheckpointError(f"its configuration gives the backbone {name} of {backbone[name]}; we know {ours}")
+    for part, values, known in (("backbone", backbone, BACKBONE), ("head", head, HEAD)):
+        for name, ours in known.items():
+            if values.get(name) not in (None, ours):
+                raise CheckpointError(f"its configuration gives the {part} {name} of {values[name]}; we know {ours}")
     said = {
         "recurrence": head.get("recurrence"),
         "align_corners": head.get("align_corners"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -46,9 +46,18 @@ class Source:
     contract: bool = True
     ceil_mode: bool = False
     absolute: bool = False
+    averages: bool = False  # before a block's projection
+
+    @property
+    def projection(self) -> tuple[int, int]:
+        """Numbers of a projection's convolution and norm."""
+        return (1, 2) if self.averages else (0, 1)
 
 
 MMSEG = Source(tuple((f"backbone.stem.{i}", f"backbone.stem.{i + 1}") for i in (0, 3, 6)), "backbone.layer")
+# Its ResNetV1 and ResNetV1d.
+MMSEG_V1 = replace(MMSEG, stem=(("backbone.conv1", "backbone.bn1"),))
+MMSEG_V1D = replace(MMSEG, averages=True)
 CCNET = Source(
     tuple((f"conv{i}", f"bn{i}") for i in (1, 2, 3)),
     "layer",
@@ -87,9 +96,10 @@ class Table:
 
     def resnet(self, sizes: Sizes) -> None:
         low, wide = sizes.stem
-        for (conv, norm), (out, of) in zip(self.source.stem, ((low, 3), (low, low), (wide, low)), strict=True):
-            self.conv(conv, out, of, 3)
-            self.norm(norm, out)
+        kernels = ((low, 3, 3), (low, low, 3), (wide, low, 3)) if len(self.source.stem) > 1 else ((wide, 3, 7),)
+        for (conv, norm), kernel in zip(self.source.stem, kernels, strict=True):
+            self.conv(conv, *kernel)
+            self.norm(norm, kernel[0])
         width = wide
         for stage, (blocks, inner) in enumerate(zip(sizes.blocks, sizes.planes, strict=True), 1):
             out = sizes.width(stage)
@@ -102,8 +112,9 @@ class Table:
                     self.conv(f"{name}.conv{number}", to, of, size)
                     self.norm(f"{name}.bn{number}", to)
                 if index == 0 and (stage == 2 or width != out):  # where the stride or the width changes
-                    self.conv(f"{name}.downsample.0", out, width)
-                    self.norm(f"{name}.downsample.1", out)
+                    conv, norm = (f"{name}.downsample.{number}" for number in self.source.projection)
+                    self.conv(conv, out, width)
+                    self.norm(norm, out)
                 width = out
 
     def mmseg_ends(self, sizes: Sizes) -> None:
@@ -124,8 +135,8 @@ class Table:
             self.conv(f"{block}.{name}", out, sizes.channels, bias=True)
 
 
-def mmseg_shapes(head: str, sizes: Sizes) -> Shapes:
-    table = Table(MMSEG)
+def mmseg_shapes(head: str, sizes: Sizes, source: Source = MMSEG) -> Shapes:
+    table = Table(source)
     table.resnet(sizes)
     table.mmseg_ends(sizes)
     HEADS[head][0](table, sizes)
@@ -317,8 +328,9 @@ class Net:
 
     def resnet(self, x: Tensor) -> dict[int, Tensor]:
         """The output of each stage."""
-        for stride, (conv, norm) in zip((2, 1, 1), self.source.stem, strict=True):
-            x = self.norm(norm, self.conv(conv, x, stride=stride, padding=1)).relu()
+        for index, (conv, norm) in enumerate(self.source.stem):
+            padding = self.state[f"{conv}.weight"].shape[2] // 2
+            x = self.norm(norm, self.conv(conv, x, stride=1 if index else 2, padding=padding)).relu()
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=self.source.ceil_mode)
         stages = {}
         for stage, stride, dilation in ((1, 1, 1), (2, 2, 1), (3, 1, 2), (4, 1, 4)):
@@ -344,8 +356,11 @@ class Net:
         else:
             y = self.norm(f"{name}.bn1", self.conv(f"{name}.conv1", x, **wide)).relu()
             y = self.norm(f"{name}.bn2", self.conv(f"{name}.conv2", y, padding=1))
-        if f"{name}.downsample.0.weight" in self.state:
-            x = self.norm(f"{name}.downsample.1", self.conv(f"{name}.downsample.0", x, stride=stride))
+        conv, norm = (f"{name}.downsample.{number}" for number in self.source.projection)
+        if f"{conv}.weight" in self.state:
+            if self.source.averages:
+                x, stride = F.avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False), 1
+            x = self.norm(norm, self.conv(conv, x, stride=stride))
         return (x + y).relu()
 
 
@@ -462,8 +477,8 @@ HEADS: dict[str, tuple[Callable[[Table, Sizes], None], Callable[[Net, dict[int, 
 }
 
 
-def mmseg_logits(head: str, state: State, image: Tensor) -> Tensor:
-    net = Net(state, MMSEG)
+def mmseg_logits(head: str, state: State, image: Tensor, source: Source = MMSEG) -> Tensor:
+    net = Net(state, source)
     return net.conv("decode_head.conv_seg", HEADS[head][1](net, net.resnet(image)))
 
 

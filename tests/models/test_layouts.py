@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,19 @@ from models.layouts import (
     to_our_values,
     to_their_name,
 )
-from tests.models.reference import NETWORKS, Sizes, State, logits_of, random_state, shapes_of
+from tests.models.reference import (
+    MMSEG_V1,
+    MMSEG_V1D,
+    NETWORKS,
+    Sizes,
+    Source,
+    State,
+    logits_of,
+    mmseg_logits,
+    mmseg_shapes,
+    random_state,
+    shapes_of,
+)
 
 SMALL = Sizes()
 OTHER = Sizes((2, 1, 3, 2), (5, 9), (4, 6, 8, 10), 20, 7, 3, auxiliary=9)
@@ -61,6 +74,25 @@ def test_logits_are_the_sources(name: str, height: int, width: int, tmp_path: Pa
 def test_logits_are_the_sources_at_other_widths_and_depths(name: str, sizes: Sizes, tmp_path: Path) -> None:
     state = random_state(shapes_of(name, sizes), seed=1)
     assert_same_logits(name, state, save(state, tmp_path), 51, 74)
+
+
+@pytest.mark.parametrize("source", [MMSEG_V1, MMSEG_V1D], ids=["v1", "v1d"])
+@pytest.mark.parametrize("sizes", [SMALL, BASIC], ids=["bottleneck", "basic"])
+@pytest.mark.parametrize("head", ["ccnet", "pspnet"])
+def test_other_resnets_of_mmsegmentation(head: str, sizes: Sizes, source: Source, tmp_path: Path) -> None:
+    state, image = random_state(mmseg_shapes(head, sizes, source)), torch.randn(2, 3, 51, 74)
+    with torch.no_grad():
+        expected = mmseg_logits(head, state, image, source)
+        logits = load_segmentor(save(state, tmp_path))(image).logits
+    assert logits.shape == expected.shape
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_what_a_plain_stem_lacks_has_the_files_own_name(tmp_path: Path) -> None:
+    state = random_state(mmseg_shapes("ccnet", SMALL, MMSEG_V1))
+    del state["backbone.bn1.running_var"]
+    with pytest.raises(CheckpointError, match=r"missing backbone\.bn1\.running_var$"):
+        load_segmentor(save(state, tmp_path))
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -111,6 +143,7 @@ WRAPPED = {
     "bare": lambda state: state,
     "unwrapped": lambda state: {key.removeprefix("module."): tensor for key, tensor in state.items()},
     "parallel": as_parallel,
+    "compiled": lambda state: {f"module._orig_mod.{key}": tensor for key, tensor in as_parallel(state).items()},
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.01}, "iteration": 60000},
     "state_dict": lambda state: {"state_dict": state, "config_dict": {"gpu": [0]}, "runner_state": {"iters": 7}},
     "mmsegmentation-0": lambda state: {"meta": {"CLASSES": ("road", "sky"), "iter": 40000}, "state_dict": state},
@@ -204,3 +237,37 @@ def other_head(part: str) -> dict[str, Tensor]:
 def test_other_heads_are_said_to_be_others(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the head is none of CCNet, ANN.*: it has aspp_modules, conv_seg$"):
         load_segmentor(save(other_head("aspp_modules"), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        (lambda key: f"teacher.{key}", "no names of a backbone, but of teacher: not an"),
+        (lambda key: key.replace("decode_head.", "head."), r"no tensor decode_head\.conv_seg\.weight"),
+        (lambda key: key.replace("backbone.layer", "backbone.stage"), "the backbone is none of ResNetV1, V1c"),
+    ],
+)
+def test_names_of_others_are_said_in_one_sentence(rename: Callable[[str], str], said: str, tmp_path: Path) -> None:
+    state = {rename(key): tensor for key, tensor in random_state(shapes_of("ccnet", SMALL)).items()}
+    with pytest.raises(CheckpointError, match=said):
+        load_segmentor(save(state, tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["conv_cat", "convs.1"])
+def test_an_fcn_frame_of_other_parts_is_refused(missing: str, tmp_path: Path) -> None:
+    """Without `concat_input`, or with one convolution."""
+    state = random_state(shapes_of("nonlocal", SMALL))
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith(f"decode_head.{missing}.")}
+    with pytest.raises(CheckpointError, match=rf"missing decode_head\.{missing}\.conv\.weight"):
+        load_segmentor(save(kept, tmp_path))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 150, 171, 255, 256])
+@pytest.mark.parametrize("name", ["ann", "official_ccnet"])
+def test_any_number_of_classes_that_masks_can_hold(name: str, classes: int, tmp_path: Path) -> None:
+    state = random_state(shapes_of(name, replace(SMALL, classes=classes)))
+    if classes in (1, 256):
+        with pytest.raises(CheckpointError, match=f"it has {classes} classes; masks are of 2 to 255"):
+            load_segmentor(save(state, tmp_path))
+    else:
+        assert_same_logits(name, state, save(state, tmp_path), 33, 41)

@@ -125,3 +125,34 @@ def test_what_shapes_do_not_tell() -> None:
 def test_a_backbone_at_another_stride_is_refused(said: str) -> None:
     with pytest.raises(CheckpointError, match=f"its configuration gives the backbone {said.split('=')[0]} of"):
         options_of_meta({"config": f"model = dict(backbone=dict({said}))"})
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("backbone=dict(style='caffe')", "the backbone style of caffe; we know pytorch"),
+        ("decode_head=dict(pool_scales=(1, 2, 4, 8))", r"the head pool_scales of \[1, 2, 4, 8\]; we know"),
+        ("decode_head=dict(key_pool_scales=(1, 2))", r"key_pool_scales of \[1, 2\]; we know \[1, 3, 6, 8\]"),
+        ("decode_head=dict(query_scales=(1, 2))", "query_scales"),
+        ("decode_head=dict(mode='dot_product')", "mode of dot_product; we know embedded_gaussian"),
+        ("decode_head=dict(use_scale=False)", "use_scale"),
+        ("decode_head=dict(pooling_type='avg')", "pooling_type"),
+        ("decode_head=dict(act_cfg=dict(type='LeakyReLU'))", "act_cfg"),
+    ],
+)
+def test_a_network_that_would_load_and_be_another_is_refused(said: str, sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=f"its configuration gives .*{sentence}"):
+        options_of_meta({"config": f"model = dict({said})"})
+
+
+def test_what_mmsegmentations_own_configurations_give_is_known() -> None:
+    backbone = "depth=50, style='pytorch', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True"
+    for head in (
+        "type='NLHead', channels=512, dropout_ratio=0.1, reduction=2, use_scale=True, mode='embedded_gaussian'",
+        "type='ANNHead', in_index=[2, 3], project_channels=256, query_scales=(1, ), key_pool_scales=(1, 3, 6, 8)",
+        "type='GCHead', ratio=1 / 4., pooling_type='att', fusion_types=('channel_add', )",
+        "type='PSPHead', in_index=3, pool_scales=(1, 2, 3, 6)",
+        "type='CCHead', recurrence=2",
+        "type='DAHead', pam_channels=64",
+    ):
+        options_of_meta({"config": f"model = dict(backbone=dict({backbone}), decode_head=dict({head}))"})
