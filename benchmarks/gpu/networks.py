@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.engine.graphs import MOST, Graphs
 from app.engine.timing import ModuleTimer
@@ -47,10 +47,12 @@ def whole_models(scope: Scope, deadline: float) -> Iterator[Row]:
     """Plain float32 without a graph first: what the others are compared with. Ends in time, wherever that is."""
     for depth, head, precision in itertools.product(scope.depths, HEADS, (PLAIN, TUNED)):
         segmentor = network(head, depth, precision)
-        timer = ModuleTimer(segmentor, DEVICE)
+        layout = torch.channels_last if precision == TUNED else torch.contiguous_format
+        timer: ModuleTimer | None = None
         for graph, size in itertools.product((False, True), scope.sizes):
-            # The service's own graphs, by which it may run every shape that is measured.
-            graphs = Graphs(MOST if graph and DEVICE.type == "cuda" else 0)
+            if graph:
+                timer = timer or ModuleTimer(segmentor, DEVICE)  # once: its hooks stay
+            forward = segmentor if timer is None else by_graphs(segmentor, timer)
             for batch in scope.batches:
                 if time.monotonic() > deadline:
                     print("out of time: the rest is left out")
@@ -63,22 +65,28 @@ def whole_models(scope: Scope, deadline: float) -> Iterator[Row]:
                     "batch": batch,
                 }
                 try:
-                    yield row | speed(segmentor, timer, graphs, (batch, 3, *size))
+                    image = torch.randn(batch, 3, *size, device=DEVICE).contiguous(memory_format=layout)
+                    yield row | speed(forward, image)
                 except torch.cuda.OutOfMemoryError:
                     yield row | {"images/s": 0.0, "MB": float("inf")}
                     break
 
 
-def speed(segmentor: Segmentor, timer: ModuleTimer, graphs: Graphs, shape: tuple[int, ...]) -> Row:
-    image = torch.randn(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
+def by_graphs(segmentor: Segmentor, timer: ModuleTimer) -> Callable[[Tensor], object]:
+    """As the service runs it, its modules timed; on a CPU, which has none, without graphs."""
+    graphs = Graphs(MOST if DEVICE.type == "cuda" else 0)
 
-    def run() -> None:
+    def forward(image: Tensor) -> None:
         graphs.run("model", segmentor, timer, image)
         timer.reset()
 
-    peak = peak_of(run)  # of the first pass, which has no graph yet
-    run()  # in which it gets one
-    return {"images/s": shape[0] / seconds_of(run, graph=False), "MB": peak / 1e6}
+    return forward
+
+
+def speed(forward: Callable[[Tensor], object], image: Tensor) -> Row:
+    peak = peak_of(lambda: forward(image))  # of the first pass, which has no graph yet
+    forward(image)  # in which it gets one
+    return {"images/s": len(image) / seconds_of(lambda: forward(image), graph=False), "MB": peak / 1e6}
 
 
 def attention(spec: ModelSpec, scope: Scope) -> Iterator[Row]:

@@ -27,6 +27,7 @@ def inputs_of(grid: tuple[int, int], channels: tuple[int, int], dtype: torch.dty
 def forms() -> dict[str, Callable[..., Tensor]]:
     from models.ops.criss_cross_triton import criss_cross_attention_triton
 
+    torch.compiler.reset()  # or else it would go on with code for any size, which is slower than one size's own
     compiled = torch.compile(einsum_form) if DEVICE.type == "cuda" else einsum_form
     return {
         "kernels": lambda *x: criss_cross_attention_triton(*x)[0],
