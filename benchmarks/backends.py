@@ -1,9 +1,10 @@
 """What runs the bundled models fastest on this CPU: eager torch, ours, and three compilers.
 
-`python -m benchmarks.backends [--rounds N] [--threads N ...] [--models NAME ...] [--images FOLDER]` prints a table and
-writes benchmarks/results/backends.json. Timed is one image from the network's input to its class ids, all backends
-taking turns; masks are compared over the sample picture and drawn streets, or the pictures of a folder. ONNX Runtime
-and OpenVINO take part where they are installed (pip install onnx onnxscript onnxruntime openvino).
+`python -m benchmarks.backends [--rounds N] [--threads N ...] [--models NAME ...] [--images FOLDER]` prints a table for
+each model and number of threads, and puts it into benchmarks/results/backends.json in place of the one before; what
+isn't measured again stays, with the versions it was measured with. Timed is one image from the network's input to its
+class ids, all backends taking turns; masks are compared over the sample picture and drawn streets, or the pictures of a
+folder. ONNX Runtime and OpenVINO take part where they are installed (pip install onnx onnxscript onnxruntime openvino).
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from app.engine.memory import reuse_heap
 from app.engine.prepare import prepare
 from app.imaging import decode, encode_rgb
+from benchmarks.machine import describe
 from models import ModelSpec, Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import fuse_convolutions, has_bfloat16
@@ -40,6 +41,7 @@ NAMES = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilen
 SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 STREETS = 7
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 class Exported(nn.Module):
@@ -111,6 +113,14 @@ def backends(segmentor: Segmentor, image: Tensor, threads: int, folder: str) -> 
     if find_spec("openvino"):
         yield "OpenVINO, float32", openvino(path, threads, "f32")
         yield "OpenVINO, bfloat16", openvino(path, threads, "bf16")
+
+
+def measured_on(rounds: int, folder: Path | None) -> dict[str, str | int]:
+    """What a table was measured with: machine and threads, library versions, rounds and pictures."""
+    libraries = {name: version(name) for name in LIBRARIES if find_spec(name)}
+    pictures = f"sample and {STREETS} drawn streets" if folder is None else f"{len(list(folder.iterdir()))} in a folder"
+    machine = {**describe(torch.device("cpu")), "bfloat16": has_bfloat16()}
+    return {**machine, **libraries, "rounds": rounds, "pictures": pictures}
 
 
 def pictures(spec: ModelSpec, folder: Path | None) -> list[Tensor]:
@@ -185,20 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path)
     given = parser.parse_args(arguments)
     reuse_heap()
-    found = RESULTS.exists() and json.loads(RESULTS.read_text())
-    tables = found["rows"] if found else {}
+    tables = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for threads in given.threads:
         torch.set_num_threads(threads)
         for name in given.models:
             rows = measure(name, threads, given.rounds, given.images)
             print(f"\n{name}, {threads} threads, torch {torch.__version__}")
             show(rows)
-            tables.setdefault(name, {})[f"{threads} threads"] = rows
-    machine = {"system": platform.system(), "machine": platform.machine(), "bfloat16": has_bfloat16()}
-    versions = {"torch": torch.__version__, "numpy": np.__version__}
-    RESULTS.write_text(
-        json.dumps({"machine": machine, "versions": versions, "rounds": given.rounds, "rows": tables}, indent=2) + "\n"
-    )
+            table = {"measured_on": measured_on(given.rounds, given.images), "rows": rows}
+            tables.setdefault(name, {})[str(threads)] = table
+            RESULTS.write_text(json.dumps(tables, indent=2) + "\n")
 
 
 if __name__ == "__main__":
