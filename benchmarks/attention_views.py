@@ -152,7 +152,7 @@ def main() -> None:
         for name, fields in questions(block):
             for is_class in (False, True):
                 view = f"{block}, {name}, {'a class' if is_class else 'a point'}"
-                views[view] = row = measure(record, fields, is_class, arguments.seconds)
+                views[view] = row = (measure_class if is_class else measure)(record, fields, arguments.seconds)
                 late = "" if row["ms"] < GOAL else "  over 10 ms"
                 again = f"{row['again']:9.2f}" if is_class else 9 * " "
                 print(f"{view:38}{row['ms']:9.2f}{row['first']:10.1f}{again}{row['kept_mb']:9.1f}{late}", flush=True)

@@ -189,7 +189,7 @@ function restyle(asksAnew) {
 
 let noting = 0;
 function noteChange() { // browsers stop pages that change their address at every step of a drag
-  fillDownloads(byId("downloads"), state, inspector.choice, view);
+  fillDownloads(byId("downloads"), state, view);
   clearTimeout(noting);
   noting = setTimeout(() => history.replaceState(null, "", writeLink(linkValues())), 200);
 }

@@ -48,6 +48,11 @@ export function mainOf(choices) {
   return ofBlock.find(({ key }) => key === "cca:composed" || key.endsWith(":all")) ?? ofBlock.at(-1);
 }
 
+/** The map of a key, if there is one, else the main one. */
+export function pick(choices, key) {
+  return choices.find((one) => one.key === key) ?? mainOf(choices);
+}
+
 export function cellOf({ x, y }, size, grid) {
   return {
     row: Math.min(grid.height - 1, Math.floor((y + 0.5) * grid.height / size.height)),

@@ -1,9 +1,9 @@
 // What can be taken home: the API's own files of what is on show.
 
-import { attentionUrl } from "/web/attention.js";
+import { attentionUrl, choicesOf, pick } from "/web/attention.js";
 import { element } from "/web/panel.js";
 
-export function fillDownloads(list, { results, model, about }, choice, view) {
+export function fillDownloads(list, { results, model, about }, view) {
   const result = results.get(model);
   if (!result) return;
   const entries = [
@@ -12,7 +12,8 @@ export function fillDownloads(list, { results, model, about }, choice, view) {
     ["Mask over the picture", "png", `/results/${result.id}?format=overlay&alpha=${view.mask}`],
     ["Classes and timings", "json", `/results/${result.id}?format=json`],
   ];
-  if (about && choice) {
+  if (about) {
+    const choice = pick(choicesOf(result.info), view.map);
     const asked = { ...about, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
     const drawn = { ...asked, clip: view.clip, norm: view.norm, interp: view.smooth ? "bilinear" : "nearest", colormap: view.colormap };
     entries.push(

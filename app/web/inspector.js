@@ -1,6 +1,6 @@
 // One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
 
-import { Maps, byClass, cellOf, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
+import { Maps, byClass, cellOf, choicesOf, newestOnly, pick, statistics } from "/web/attention.js";
 import { paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
 import { fillLegend, markAsked } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
@@ -46,7 +46,7 @@ export class Inspector {
   }
 
   get choice() {
-    return this.choices.find(({ key }) => key === this.view.map) ?? mainOf(this.choices);
+    return pick(this.choices, this.view.map);
   }
 
   show(result, picture) {

@@ -44,6 +44,24 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     shoot(page, "compare")
 
 
+def test_a_link_restores_the_comparison(opened: Opened) -> None:
+    page = opened("#view=many")
+    page.set_input_files("#file", SAMPLE)  # at once by all models
+    maps = page.locator("#many .overlay[data-cell]")
+    maps.nth(2).wait_for()
+    click(page.locator("#many .panel").first, 0.31, 0.72)
+    wait_for_cell(maps.first, 21, 12)
+    page.wait_for_timeout(300)  # for the address to follow
+    again = opened(page.url.split("/")[-1])
+    restored = again.locator("#many .overlay[data-cell]")
+    restored.nth(2).wait_for()
+    for index in range(3):
+        wait_for_cell(restored.nth(index), 21, 12)
+        np.testing.assert_array_equal(pixels(restored.nth(index)), pixels(maps.nth(index)))
+    again.locator("#compare").click()
+    wait_for_cell(again.locator("#heat-stage .overlay"), 21, 12)
+
+
 def test_a_model_that_is_gone_leaves_the_others(opened: Opened, api: httpx.Client) -> None:
     page = opened()
     choose(page)
