@@ -109,7 +109,7 @@ def measure(models: list[str]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder, serving(models, folder) as (pid, url):
         row: dict[str, object] = {"start": status_mb(pid, "VmRSS"), "while it starts": status_mb(pid, "VmHWM")}
         for size, at_once in PUBLISHED_LOADS if models == [PUBLISHED] else LOADS:
-            times = ONE_BY_ONE if at_once == 1 else 1
+            times = ONE_BY_ONE if at_once == 1 and models != [PUBLISHED] else 1
             name = (f"{at_once} callers, " if at_once > 1 else "") + f"{size[0]}x{size[1]}"
             body = picture(*size)
             forget_peak(pid)
