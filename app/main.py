@@ -121,7 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweeper = asyncio.create_task(_sweep(services.results))
     yield
     sweeper.cancel()
-    await services.engine.stop(services.settings.drain_timeout)
+    await services.drain()
     services.codecs.shutdown(wait=False, cancel_futures=True)
     services.slow_lane.close()
     spans: Spans | None = app.state.spans

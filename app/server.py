@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._give_notice()
-        drained = asyncio.ensure_future(self._services.engine.stop(self._services.settings.drain_timeout))
+        drained = asyncio.ensure_future(self._services.drain())
         # A second Ctrl+C means now.
         while not self.force_exit and not drained.done():
             await asyncio.wait([drained], timeout=0.1)

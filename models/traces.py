@@ -56,5 +56,6 @@ class Trace:
 
 def _to_host(tensor: Tensor) -> Tensor:
     # Always a copy: a slice of the batch would keep the whole batch alive in the result store.
-    half = tensor.detach().clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
+    # In bfloat16 the bound itself would be rounded up, to what is infinite in half precision.
+    half = tensor.detach().float().clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
     return half.cpu().contiguous()

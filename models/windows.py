@@ -185,10 +185,12 @@ def place_windows(
             }
         )
     rows, columns = axes
-    return [
+    patches = [
         Patch(part, rows[window.top, window.bottom], columns[window.left, window.right])
         for part, window in zip(logits, view.windows, strict=True)
     ]
+    # Where the view is far larger than the image, a window may lie between two of its pixels.
+    return [patch for patch in patches if any(patch.rows.end) and any(patch.columns.end)]
 
 
 def _place(

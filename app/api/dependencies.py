@@ -46,6 +46,11 @@ class Services:
         """Run something that takes milliseconds without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.codecs, lambda: function(*args, **kwargs))
 
+    async def drain(self) -> None:
+        """Finish within the time set what was accepted, refuse what is left and whoever comes."""
+        timeout = self.settings.drain_timeout
+        await asyncio.gather(self.engine.stop(timeout), self.slow_lane.stop(timeout))
+
 
 async def _services(request: Request) -> Services:  # async, or FastAPI would send it to another thread
     services: Services = request.app.state.services

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -29,15 +30,13 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Value]) ->
     patience = asyncio.timeout(None)
 
     def end(_: asyncio.Future[None]) -> None:
-        patience.reschedule(0.0)
+        with contextlib.suppress(RuntimeError):  # the work has ended, perhaps in this very turn
+            patience.reschedule(0.0)
 
     try:
         async with patience:
             left.add_done_callback(end)
-            try:
-                return await work
-            finally:
-                left.remove_done_callback(end)
+            return await work
     except TimeoutError:
         if patience.expired():
             raise ClientLeft from None

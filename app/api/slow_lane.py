@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from app.errors import QueueFull
+from app.errors import NotReady, QueueFull
 
 Value = TypeVar("Value")
 
@@ -26,7 +26,8 @@ class SlowLane:
         self.most = most
         self._thread = thread
         self._goods = goods
-        self._there = 0
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._is_stopping = False
         self._seconds = 1.0  # that the last one took
 
     async def run(self, function: Callable[[], Value]) -> Value:
@@ -34,12 +35,15 @@ class SlowLane:
 
         Raises:
             QueueFull: too many are there
+            NotReady: the server is going down
         """
-        if self._there >= self.most:
+        if self._is_stopping:
+            raise NotReady("the server is shutting down")
+        if (there := len(self._calls)) >= self.most:
             raise QueueFull(
-                f"{self._there} {self._goods} that take seconds are being made or wait; the limit is {self.most}",
+                f"{there} {self._goods} that take seconds are being made or wait; the limit is {self.most}",
                 limit=self.most,
-                actual=self._there,
+                actual=there,
                 retry_after=self._seconds,
             )
 
@@ -50,11 +54,25 @@ class SlowLane:
             finally:
                 self._seconds = time.monotonic() - started
 
-        self._there += 1
+        call = asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        self._calls.add(call)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+            return await call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_stopping and task is not None and not task.cancelling():
+                raise NotReady("the server is shutting down") from None
+            raise
         finally:
-            self._there -= 1
+            self._calls.remove(call)
+
+    async def stop(self, drain_timeout: float) -> None:
+        """Refuse whoever comes, let those who are there finish within so many seconds, and refuse the rest."""
+        self._is_stopping = True
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=drain_timeout)
+            for call in late:
+                call.cancel()
 
     def close(self) -> None:
         """Nobody gets a turn any more; the one at work ends by itself."""

@@ -123,6 +123,8 @@ class Worker:
         for count in self._warm_up_batches(usual[0] * usual[1]):
             for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
                 outcomes = run(key, self.stage([image] * count))
+                if isinstance(outcomes, OutOfMemory) and self._free_memory():
+                    outcomes = run(key, self.stage([image] * count))
                 if isinstance(outcomes, OutOfMemory) and count > 1:
                     break  # such batches will be split
                 if isinstance(outcomes, ServiceError):

@@ -123,6 +123,7 @@ async def test_a_server_that_gives_notice_takes_requests_meanwhile() -> None:
         served.server.should_exit = True
         await until(lambda: served.server._state.leaving)
         assert_not_ready(await served.client.get("/readyz"))
+        assert "seglens_ready 0.0" in (await served.client.get("/metrics")).text
         assert (await served.post()).status_code == 200
         await asyncio.wait_for(served.task, 60)
         assert served.images("rejected") == 0

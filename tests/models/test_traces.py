@@ -59,3 +59,9 @@ def test_an_images_trace_has_no_gradient_and_one_layout(trace: Trace) -> None:
 def test_a_trace_is_frozen(trace: Trace) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         trace.step = 2  # type: ignore[misc]
+
+
+def test_values_beyond_half_stay_finite_in_bfloat16_too() -> None:
+    large = torch.tensor([1e5, -1e5, 65280.0], dtype=torch.bfloat16).view(1, 3, 1, 1)
+    alone = Trace("nl", 1, large, large).of_image(0)
+    assert alone.query.flatten().tolist() == [65504, -65504, 65280]

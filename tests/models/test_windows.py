@@ -97,6 +97,20 @@ def test_windows_are_averaged_mirrored_back_and_then_resized(
     torch.testing.assert_close(got, resized, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("original", [(1, 1), (1, 2), (2, 1), (1, 3), (3, 2)])
+def test_an_image_of_few_pixels_has_none_in_most_windows(original: Size, align_corners: bool) -> None:
+    size, slide = (100, 200), Inference("slide", crop=(30, 30), stride=(20, 20))
+    view = View(size, False, list_windows(size, slide))
+    parts = [torch.randn(3, 4, 4) for _ in view.windows]
+    whole = spread(place_windows(parts, view, size, align_corners=align_corners))
+    resized = F.interpolate(whole[None], original, mode="bilinear", align_corners=align_corners)[0]
+    got = spread(place_windows(parts, view, original, align_corners=align_corners))
+    torch.testing.assert_close(got, resized, atol=1e-5, rtol=1e-5)
+    ids, _ = merge_views([parts], [view], original, align_corners=align_corners)
+    assert torch.equal(ids.long(), resized.argmax(0))
+
+
 def test_windows_of_several_views_are_decided_as_their_whole_maps_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the blocks; sums of products of one block's size round apart from another's, so few ids may differ."""
     views = [View((13, 17), flipped, list_windows((13, 17), SLIDE)) for flipped in (False, True)]

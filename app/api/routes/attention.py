@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from functools import partial
 from typing import Annotated, Literal, Self
@@ -22,6 +23,7 @@ from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
 from app.api.routes.results import find
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
+from app.errors import DeadlineExceeded
 from app.timings import Timings
 from models.traces import Block
 
@@ -88,7 +90,7 @@ class AttentionQuery(BaseModel):
     responses={
         200: {"content": {**IMAGE_CONTENT, NPY: {}}, "description": "The weights, as a picture or as numbers."},
         304: {"description": "As the `ETag` in `If-None-Match`."},
-        **problems(404, 406, 422, 429),
+        **problems(404, 406, 422, 429, 503, 504),
     },
 )
 async def get_attention(
@@ -110,9 +112,12 @@ async def get_attention(
     render = partial(_render, record, query, media_type, services.derived, timings)
     if is_slow(record, query.question(), services.derived):
         try:
-            content = await while_connected(request, services.slow_lane.run(render))
+            async with asyncio.timeout(services.settings.request_timeout):
+                content = await while_connected(request, services.slow_lane.run(render))
         except ClientLeft:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the map was made") from None
     else:
         content = await services.in_codec_thread(render)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go

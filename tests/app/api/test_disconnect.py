@@ -69,6 +69,28 @@ async def test_work_is_cancelled(how: str) -> None:
     assert ended.is_set()
 
 
+async def test_a_client_that_leaves_as_the_work_ends_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    leave, ready = asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        await ready.wait()
+        return 3
+
+    for turns in range(4):
+        leave.clear()
+        ready.clear()
+        task = asyncio.create_task(while_connected(request_of(leave=leave), work()))
+        await asyncio.sleep(0.001)
+        leave.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ready.set()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        assert ended == 3 or isinstance(ended, ClientLeft)
+        await asyncio.sleep(0.001)
+    assert caplog.text == ""
+
+
 async def test_timeouts_of_the_work_are_its_own() -> None:
     async def work() -> None:
         async with asyncio.timeout(0):

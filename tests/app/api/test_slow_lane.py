@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.api.slow_lane import SlowLane
-from app.errors import QueueFull
+from app.errors import NotReady, QueueFull
 
 PATIENCE = 20.0  # seconds
 
@@ -95,3 +95,41 @@ async def test_what_fails_fails_for_its_own_caller(lane: SlowLane) -> None:
     with pytest.raises(MemoryError):
         await lane.run(fail)
     assert await lane.run(lambda: 3) == 3
+
+
+async def test_at_the_end_those_who_are_there_finish_and_no_one_else_comes(
+    lane: SlowLane, gate: threading.Event, held: tuple[threading.Event, Callable[[], int]]
+) -> None:
+    begun, work = held
+    first = asyncio.create_task(lane.run(work))
+    second = asyncio.create_task(lane.run(lambda: 2))
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    stopping = asyncio.create_task(lane.stop(PATIENCE))
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await lane.run(lambda: 3)
+    gate.set()
+    await stopping
+    assert await asyncio.gather(first, second) == [1, 2]
+
+
+async def test_at_the_end_those_for_whom_it_is_too_late_are_told(
+    lane: SlowLane, gate: threading.Event, held: tuple[threading.Event, Callable[[], int]]
+) -> None:
+    begun, work = held
+    there = [asyncio.create_task(lane.run(work)) for _ in range(2)]
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    await lane.stop(0.01)
+    assert [type(end) for end in await asyncio.gather(*there, return_exceptions=True)] == [NotReady, NotReady]
+
+
+async def test_who_leaves_at_the_end_has_left(lane: SlowLane, held: tuple[threading.Event, Callable[[], int]]) -> None:
+    begun, work = held
+    there = asyncio.create_task(lane.run(work))
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    stopping = asyncio.create_task(lane.stop(PATIENCE))
+    await asyncio.sleep(0)
+    there.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await there
+    await stopping

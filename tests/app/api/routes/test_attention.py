@@ -415,3 +415,26 @@ async def test_slow_maps_hold_up_nobody_else(
     assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {200}
     monkeypatch.setattr("models.attention_totals.totals_of", None)  # there are some now
     assert (await client.get(path_of["nl"], params={**query, "x": 31, "y": 3})).status_code == 200
+
+
+async def test_a_slow_map_has_as_long_as_any_request(
+    client: httpx.AsyncClient,
+    services: Services,
+    path_of: dict[str, str],
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_end = threading.Event()
+
+    def slow(trace: Trace) -> Tensor:
+        assert may_end.wait(20)
+        return totals_of(trace)
+
+    monkeypatch.setattr("app.api.attention.MOST_QUICK", 0)
+    monkeypatch.setattr("models.attention_totals.totals_of", slow)
+    monkeypatch.setitem(vars(services), "settings", services.settings.model_copy(update={"request_timeout": 0.05}))
+    query = {"format": "npy", "block": "nl", "direction": "to", "x": 5, "y": 7}
+    try:
+        assert_problem(await client.get(path_of["nl"], params=query), 504, "deadline-exceeded")
+    finally:
+        may_end.set()
