@@ -42,12 +42,16 @@ function showBusy(text, share = null) {
 /** Says so if it takes long: dense attention of many cells may take seconds, the first time. */
 async function patiently(work) {
   const said = "Computing the attention";
-  const timer = setTimeout(() => showBusy(said), 600);
+  let isShown = false;
+  const timer = setTimeout(() => {
+    isShown = byId("busy").hidden; // what a newer picture has to say comes first
+    if (isShown) showBusy(said);
+  }, 600);
   try {
     return await work;
   } finally {
     clearTimeout(timer);
-    if (byId("status").textContent === said) showBusy("");
+    if (isShown && byId("status").textContent === said) showBusy("");
   }
 }
 
@@ -85,7 +89,7 @@ async function open(file) {
   const picture = await readPicture(file);
   if (signal.aborted) return;
   state.picture = picture;
-  await need(state.comparing ? state.models.map(({ name }) => name) : [state.model]);
+  await need(state.comparing ? comparable() : [state.model]);
   if (!signal.aborted) showAll();
 }
 
@@ -121,7 +125,11 @@ async function source() {
 }
 
 async function toResult(reply, elapsed = null) {
-  const [info, mask] = await Promise.all([getJson(`/attention/${reply.id}/info`), readMask(reply.segmentation_mask, reply.image)]);
+  const without = { image: reply.image, blocks: [], classes: [] }; // of a model without maps, or of several windows
+  const [info, mask] = await Promise.all([
+    reply.links.attention ? getJson(`/attention/${reply.id}/info`) : without,
+    readMask(reply.segmentation_mask, reply.image),
+  ]);
   // Also where this browser reads a format not at all, or turns the picture another way than the server.
   const { picture } = state;
   if (picture?.width !== reply.image.width || picture?.height !== reply.image.height) state.picture = await fetchPicture(reply.id);
@@ -130,6 +138,9 @@ async function toResult(reply, elapsed = null) {
 
 /** Results as their models are listed, in whichever order they came. */
 const inOrder = () => state.models.map(({ name }) => state.results.get(name)).filter(Boolean);
+
+const isReady = (model) => model.state === "ready";
+const comparable = () => state.models.filter(isReady).map(({ name }) => name);
 
 const modelNamed = (name) => state.models.find((model) => model.name === name);
 
@@ -205,7 +216,7 @@ function linkValues() {
 
 async function switchTo(model, comparing) {
   Object.assign(state, { model, comparing });
-  await need(comparing ? state.models.map(({ name }) => name) : [model]);
+  await need(comparing ? comparable() : [model]);
   showAll();
 }
 
@@ -237,13 +248,20 @@ async function restore() {
   showAll();
 }
 
+function optionOf(model) {
+  const { title, name, reason } = model;
+  if (isReady(model)) return new Option(title, name);
+  return Object.assign(new Option(`${title || name} (${model.state})`, name), { disabled: true, title: reason ?? "" });
+}
+
 async function begin() {
   state.models = await getJson("/models");
-  state.model = (modelNamed(link.model) ?? state.models.find((model) => model.default) ?? state.models[0]).name;
+  const inTurn = [modelNamed(link.model), state.models.find((model) => model.default), ...state.models].filter(Boolean);
+  state.model = (inTurn.find(isReady) ?? inTurn[0]).name;
   state.comparing = link.view === "many";
-  byId("model").replaceChildren(...state.models.map(({ title, name }) => new Option(title, name)));
+  byId("model").replaceChildren(...state.models.map(optionOf));
   byId("model").value = state.model;
-  byId("compare").hidden = state.models.length < 2;
+  byId("compare").hidden = comparable().length < 2;
   if (link.ids) await restore();
 }
 

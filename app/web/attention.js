@@ -41,14 +41,17 @@ export function choicesOf(info) {
   });
 }
 
-/** The map to begin with: all that the last block does. */
+export const NO_ATTENTION = "There is no attention to show: this model has no maps, or it looked at the picture in several windows.";
+
+/** The map to begin with: all that the last block does; null if there are no maps. */
 export function mainOf(choices) {
+  if (!choices.length) return null;
   const { block } = choices.at(-1);
   const ofBlock = choices.filter((one) => one.block === block);
   return ofBlock.find(({ key }) => key === "cca:composed" || key.endsWith(":all")) ?? ofBlock.at(-1);
 }
 
-/** The map of a key, if there is one, else the main one. */
+/** The map of a key, if there is one, else the main one; null if there are none. */
 export function pick(choices, key) {
   return choices.find((one) => one.key === key) ?? mainOf(choices);
 }

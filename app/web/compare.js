@@ -1,6 +1,6 @@
 // Several models on one picture: their masks, where they disagree, and the attention of the same point.
 
-import { Maps, byClass, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
+import { Maps, NO_ATTENTION, byClass, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
 import { percent } from "/web/heat.js";
 import { colorOf, nameOf, paintMap, weightAt } from "/web/inspector.js";
 import { fillLegend } from "/web/legend.js";
@@ -11,6 +11,12 @@ const MARK = [255, 0, 170]; // a colour that no palette of ours has
 const KINDS = { cca: "criss-cross, both passes", apnb: "pyramid (APNB)", afnb: "pyramid (AFNB)", nl: "dense (non-local)",
   pam: "dense (position attention)" };
 const short = (result) => result.model.title.split(",")[0];
+
+/** How long the network took, and how good it is if somebody has said. */
+function figuresOf({ reply, model: { miou } }) {
+  const took = `${reply.timings_ms.forward.toFixed(0)} ms`;
+  return miou === null ? took : `${took} · ${miou.toFixed(1)} mIoU`;
+}
 
 export class Comparison {
   constructor(target, view, { onPoint, announce, patiently }) {
@@ -42,10 +48,10 @@ export class Comparison {
     column.heat = this.#panel(`Attention of ${short(result)}`, (pixel) => pixel && column.map && percent(weightAt(column.map, size, pixel)));
     column.reads = element("p", { className: "reads" });
     column.card = element("article", { className: "card", dataset: { model: result.model.name } },
-      element("h3", {}, short(result), element("small", {}, `${result.reply.timings_ms.forward.toFixed(0)} ms · ${result.model.miou.toFixed(1)} mIoU`)),
+      element("h3", {}, short(result), element("small", {}, figuresOf(result))),
       column.mask.element,
-      element("h4", {}, "Attention: ", KINDS[choice.block]),
-      column.heat.element, column.reads);
+      element("h4", {}, "Attention: ", choice ? KINDS[choice.block] : "none"),
+      ...(choice ? [column.heat.element] : []), column.reads);
     return column;
   }
 
@@ -61,10 +67,13 @@ export class Comparison {
     const { columns, view } = this;
     const point = about.class ? null : about;
     const has = ({ info }) => !about.class || info.classes.some(({ name }) => name === about.class);
-    for (const { mask, heat, choice } of columns) for (const panel of [mask, heat]) panel.mark(point, choice.grid, choice.hasCross);
-    this.different?.mark(point, columns[0].choice.grid, false);
+    const anyGrid = columns.find(({ choice }) => choice)?.choice.grid ?? columns[0].result.info.image;
+    for (const { mask, heat, choice } of columns) {
+      for (const panel of [mask, heat]) panel.mark(point, choice?.grid ?? anyGrid, Boolean(choice?.hasCross));
+    }
+    this.different?.mark(point, anyGrid, false);
     const found = await this.patiently(Promise.all(columns.map(({ result, choice }) =>
-      (has(result) ? this.maps.fetch(result, choice, about, view.direction) : null))));
+      (choice && has(result) ? this.maps.fetch(result, choice, about, view.direction) : null))));
     if (columns !== this.columns) return;
     columns.forEach((column, index) => { column.map = found[index]; });
     this.about = about;
@@ -82,7 +91,8 @@ export class Comparison {
       if (!map) {
         heat.overlay.width = 1;
         delete heat.overlay.dataset.cell;
-        reads.textContent = this.about?.class ? `No pixel is ${this.about.class}.` : "";
+        if (!choice) reads.textContent = NO_ATTENTION;
+        else reads.textContent = this.about?.class ? `No pixel is ${this.about.class}.` : "";
         continue;
       }
       paintMap(heat, map, this.view, { key: choice.key });

@@ -12,8 +12,8 @@ export function fillDownloads(list, { results, model, about }, view) {
     ["Mask over the picture", "png", `/results/${result.id}?format=overlay&alpha=${view.mask}`],
     ["Classes and timings", "json", `/results/${result.id}?format=json`],
   ];
-  if (about) {
-    const choice = pick(choicesOf(result.info), view.map);
+  const choice = pick(choicesOf(result.info), view.map);
+  if (about && choice) {
     const asked = { ...about, ...choice.parameters, ...(view.direction === "to" && { direction: "to" }) };
     const drawn = { ...asked, clip: view.clip, norm: view.norm, interp: view.smooth ? "bilinear" : "nearest", colormap: view.colormap };
     entries.push(

@@ -1,6 +1,6 @@
 // One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
 
-import { Maps, byClass, cellOf, choicesOf, newestOnly, pick, statistics } from "/web/attention.js";
+import { Maps, NO_ATTENTION, byClass, cellOf, choicesOf, newestOnly, pick, statistics } from "/web/attention.js";
 import { paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
 import { fillLegend, markAsked } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
@@ -59,9 +59,13 @@ export class Inspector {
       colorOf: (id) => colorOf(result, id),
       hidden: this.view.hidden,
       onChange: (only) => this.paintMask(only),
-      onAsk: this.onClass,
+      onAsk: this.choice && this.onClass,
     });
     this.#makeTiles();
+    for (const part of document.querySelectorAll("#mask-part .hint, #heat-stage, #heat-part .scale")) part.hidden = !this.choice;
+    if (this.choice) return;
+    byId("heat-title").textContent = "Attention";
+    byId("heat-hint").textContent = NO_ATTENTION;
   }
 
   clearHeat() {
@@ -106,6 +110,11 @@ export class Inspector {
   async #look(about) {
     const { result, choice, choices, view: { direction } } = this;
     const point = about.class ? null : about;
+    if (!choice) {
+      this.maskPanel.mark(point, result.info.image, false);
+      this.announce(`Point ${point.x}, ${point.y}: ${nameOf(result, classAt(result.mask, result.info.image, point))}.`);
+      return;
+    }
     for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.hasCross);
     markAsked(byId("legend"), about.class);
     const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
@@ -120,6 +129,7 @@ export class Inspector {
   /** Paints the maps that are there, by the settings of now. */
   paint() {
     const { view, choice } = this;
+    if (!choice) return;
     const subject = this.about?.class ?? "the point";
     byId("heat-title").textContent = `${view.direction === "to" ? `Who looks at ${subject}` : `Where ${subject} looks`}: ${choice.title}`;
     byId("heat-hint").textContent = choice.hint;
