@@ -84,7 +84,7 @@ class Links(BaseModel):
 
     mask: str | None = None
     overlay: str | None = None
-    attention: str | None = Field(None, description="Absent if the request had attention=false.")
+    attention: str | None = Field(None, description="Absent if there is none to show, or it was not kept.")
 
 
 class SegmentReply(BaseModel):
