@@ -24,8 +24,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Value]) ->
     Raises:
         ClientLeft: it hung up
     """
-    # In this task, cut off as by a timeout: a task of its own for the work would cost every request a twentieth of
-    # what the server takes for it.
+    # In this task, cut off as by a timeout: a task of its own for the work would be one more for every request.
     left = asyncio.ensure_future(_disconnected(request))
     patience = asyncio.timeout(None)
 
