@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -206,6 +207,9 @@ def test_progress_is_told(opened: Opened) -> None:
     page.set_input_files("#file", SAMPLE)
     expect(page.locator("#busy")).to_be_visible()
     expect(page.locator("#status")).to_have_text("Uploading")
+    deadline = time.monotonic() + 10
+    while not held and time.monotonic() < deadline:  # the text comes before the browser's word of the request
+        page.wait_for_timeout(10)
     held[0].continue_()
     page.locator(f"{HEAT}[data-cell]").wait_for()
     expect(page.locator("#busy")).to_be_hidden()
