@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 import time
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,6 +17,8 @@ from app.settings import Settings
 
 # Once the engine has answered everyone, all that is left is to send these answers.
 SENDING_TIMEOUT = 5
+# Of the port's second file: above those of connections, and below 1024, which is what systems allow by themselves.
+HIGH_NUMBER = 1000
 
 
 class Server(uvicorn.Server):
@@ -34,6 +39,20 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._state, self._services = app.state, app.state.services
+        self._copies: list[int] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen so that, if the process is killed, its port is closed before its connections break.
+
+        Linux closes a killed process's files from the highest number down. The port has a low one, and would go last:
+        who lost a request and came again at once would be let in once more, and lose another.
+        """
+        await super().startup(sockets)
+        if sys.platform == "linux":
+            listeners = [listener for server in self.servers for listener in server.sockets]
+            with suppress(OSError):  # fewer files are allowed: it is as it would be by itself
+                for number, listener in enumerate(listeners, HIGH_NUMBER):
+                    self._copies.append(os.dup2(listener.fileno(), number, inheritable=False))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._give_notice()
@@ -42,6 +61,9 @@ class Server(uvicorn.Server):
         while not self.force_exit and not drained.done():
             await asyncio.wait([drained], timeout=0.1)
         drained.cancel()
+        for copy in self._copies:
+            os.close(copy)
+        self._copies.clear()
         await super().shutdown(sockets)
 
     async def _give_notice(self) -> None:

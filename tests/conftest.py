@@ -15,6 +15,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, and no judgement of how fast they run: other work may be going on.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Without a GPU kernels are interpreted on the CPU, if this is said before Triton is imported.
 if not torch.cuda.is_available():
@@ -83,7 +88,7 @@ def server_url(serving: Serving) -> Iterator[str]:
 
 
 def _url_once_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while True:
         assert process.poll() is None, f"the server ended before it was ready: {log.read_text()}"
         assert time.monotonic() < deadline, f"the server does not become ready: {log.read_text()}"

@@ -17,7 +17,7 @@ from app.timings import Timings
 from models import ModelSpec
 
 BAD = 13  # an image of this value fails
-PATIENCE = 30.0  # seconds until a gate that a test has forgotten opens by itself
+PATIENCE = 100.0  # seconds until a gate that a test has forgotten opens by itself
 
 
 class FakeDevice:
@@ -98,7 +98,7 @@ class FakeDevice:
         await self.is_entered()
 
     async def is_entered(self) -> None:
-        assert await asyncio.to_thread(self.entered.wait, 10)
+        assert await asyncio.to_thread(self.entered.wait, 60)
 
     def _meet_the_gate(self) -> None:
         gate = self.gate
@@ -108,7 +108,7 @@ class FakeDevice:
             raise self.error
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for what no event tells of."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110

@@ -26,7 +26,7 @@ from tests.fakes import until
 # The default model, but for its input: images 8 pixels high, and up to 512 wide, keep the size they have.
 AS_IS = Preprocessing(scale=(512, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 SPEC = replace(list_models()[0], preprocessing=AS_IS)
-PATIENCE = 30.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True)

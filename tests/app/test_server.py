@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -116,8 +117,10 @@ async def test_what_cannot_be_finished_is_told_so() -> None:
         assert served.services.engine.is_stuck, "the device has the image still"
 
 
-async def test_a_server_that_gives_notice_takes_requests_meanwhile() -> None:
-    async with running(drain_timeout=60, drain_notice=0.5) as served:
+async def test_a_server_that_gives_notice_takes_requests_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    async with running(drain_timeout=60, drain_notice=4) as served:
+        monkeypatch.setattr("app.server.time", SimpleNamespace(monotonic=lambda: now[0]))
         served.device.gate.set()
         assert (await served.client.get("/readyz")).status_code == 200
         served.server.should_exit = True
@@ -125,6 +128,7 @@ async def test_a_server_that_gives_notice_takes_requests_meanwhile() -> None:
         assert_not_ready(await served.client.get("/readyz"))
         assert "seglens_ready 0.0" in (await served.client.get("/metrics")).text
         assert (await served.post()).status_code == 200
+        now[0] = 4.0
         await asyncio.wait_for(served.task, 60)
         assert served.images("rejected") == 0
 

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from app.api.middleware import UNTRACED
 from app.timings import Timings
-from app.traces import FLUSHING_TIMEOUT, Answered, Spans, are_asked_for, lay_out, open_spans, trace_context
+from app.traces import Answered, Spans, are_asked_for, lay_out, open_spans, trace_context
 from tests.servers import picture
 
 Serving = Callable[..., AbstractContextManager[tuple[str, Path, "subprocess.Popen[bytes]"]]]
@@ -304,10 +304,12 @@ def test_a_real_server_sends_its_spans_by_its_end(serving: Serving, monkeypatch:
         monkeypatch.setenv(WHERE, collector.url)
         with serving(log_format="json") as (url, log, _):
             reply = httpx.post(f"{url}/segment", content=picture(9), headers={"traceparent": SAMPLED}, timeout=60)
-            httpx.post(f"{url}/segment", content=b"no picture", headers={"traceparent": SAMPLED})
-            httpx.get(f"{url}{reply.json()['links']['attention']}?x=1&y=1", headers={"traceparent": SAMPLED})
+            httpx.post(f"{url}/segment", content=b"no picture", headers={"traceparent": SAMPLED}, timeout=60)
+            httpx.get(
+                f"{url}{reply.json()['links']['attention']}?x=1&y=1", headers={"traceparent": SAMPLED}, timeout=60
+            )
             for path in UNTRACED:
-                httpx.get(f"{url}{path}", follow_redirects=True)
+                httpx.get(f"{url}{path}", follow_redirects=True, timeout=60)
         assert f'"trace_id": "{TRACE}"' in log.read_text()
     found = collector.spans()
     assert {span.trace_id.hex() for spans in found.values() for span in spans} == {TRACE}
@@ -337,9 +339,7 @@ def test_a_collector_that_does_not_answer_holds_up_no_end(serving: Serving, monk
         monkeypatch.setenv(WHERE, collector.url)
         with serving() as (url, _, process):
             assert httpx.post(f"{url}/segment", content=picture(9), timeout=60).status_code == 200
-            asked = time.monotonic()
             process.terminate()
-            assert process.wait(30) == 0
-            assert time.monotonic() - asked < FLUSHING_TIMEOUT + 5
+            assert process.wait(20) == 0, "by itself the exporter would go on trying for longer"
         opened.set()
     assert collector.received

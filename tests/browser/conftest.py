@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.conftest import Serving
 
@@ -25,7 +26,19 @@ SAMPLE = ROOT / "app/web/sample.jpg"
 PHOTO = ROOT.parent / "shared/data/camvid/test/0001TP_009750.jpg"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-PATIENCE = 20_000  # milliseconds
+PATIENCE = 60_000  # milliseconds; for what hangs, not for what is slow
+expect.set_options(PATIENCE)
+# Whether the address has the point whose map is shown. Its x and y are the picture's pixels, and so are
+# the largest canvas's.
+IN_STEP = """([overlay, rows, columns]) => {
+  const address = new URLSearchParams(location.hash.slice(1));
+  const canvases = [...document.querySelectorAll('canvas.overlay')];
+  const [width, height] = ['width', 'height'].map(side => Math.max(...canvases.map(canvas => canvas[side])));
+  const cell = [Math.floor(address.get('y') * rows / height), Math.floor(address.get('x') * columns / width)];
+  return address.has('x') && document.querySelector(overlay).dataset.cell === cell.join(',');
+}"""
+HEAT = "#heat-stage .overlay"
+ROWS, COLUMNS = 30, 40  # of the bundled models' attention
 
 Opened = Callable[..., Page]
 
@@ -103,6 +116,12 @@ def click(panel: Locator, across: float, down: float) -> None:
 
 def wait_for_cell(overlay: Locator, row: int, column: int) -> None:
     overlay.and_(overlay.page.locator(f'[data-cell="{row},{column}"]')).wait_for()
+
+
+def point_of(page: Page, overlay: str = HEAT) -> dict[str, int]:
+    """The point in the page's address, which follows at its leisure: browsers refuse too many changes."""
+    page.wait_for_function(IN_STEP, arg=[overlay, ROWS, COLUMNS])
+    return {name: int(value) for name, value in re.findall(r"[#&]([xy])=(\d+)", page.evaluate("location.hash"))}
 
 
 def pixels(canvas: Locator) -> NDArray[np.uint8]:

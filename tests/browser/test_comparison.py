@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Route, expect
 
-from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
+from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, point_of, shoot, wait_for_cell
 
 
 def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
@@ -27,7 +27,7 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
         wait_for_cell(maps.nth(index), 21, 20)
     assert [one.get_attribute("data-map") for one in maps.all()] == ["cca:composed", "apnb:all", "nl:"]
     assert len(posts) == 1  # for both models that are missing
-    page.wait_for_timeout(300)  # for the address to follow
+    expect(page).to_have_url(re.compile(r"ids=\w+%2C\w+%2C\w+"))
     results = re.search(r"ids=([^&]+)", page.url)
     assert results is not None
     masks = []
@@ -51,7 +51,7 @@ def test_a_link_restores_the_comparison(opened: Opened) -> None:
     maps.nth(2).wait_for()
     click(page.locator("#many .panel").first, 0.31, 0.72)
     wait_for_cell(maps.first, 21, 12)
-    page.wait_for_timeout(300)  # for the address to follow
+    point_of(page, "#many .overlay[data-cell]")
     again = opened(page.url.split("/")[-1])
     restored = again.locator("#many .overlay[data-cell]")
     restored.nth(2).wait_for()

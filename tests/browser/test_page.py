@@ -12,15 +12,27 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, expect
 
 from app.colormaps import COLORMAPS
-from tests.browser.conftest import PHOTO, SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
+from tests.browser.conftest import (
+    COLUMNS,
+    HEAT,
+    PHOTO,
+    ROWS,
+    SAMPLE,
+    Opened,
+    choose,
+    click,
+    pixels,
+    point_of,
+    shoot,
+    wait_for_cell,
+)
 
-MASK, HEAT = "#mask-stage .panel", "#heat-stage .overlay"
+MASK = "#mask-stage .panel"
 TOLERANCE = 8  # between neighbours in a table of colours
 EXACT = "#cells=exact"  # one pixel a cell, so that a map's weights can be read off its colours
-ROWS, COLUMNS = 30, 40  # of the bundled models' attention
 
 
 def drawn(api: httpx.Client, result: str, **query: Any) -> NDArray[np.int64]:
@@ -35,12 +47,6 @@ def shown(canvas: Locator) -> NDArray[np.int64]:
 
 def weights_of(api: httpx.Client, result: str, **query: Any) -> NDArray[np.float64]:
     return np.array(api.get(f"/attention/{result}", params={"format": "json", **query}).json()["weights"])
-
-
-def point_of(page: Page) -> dict[str, int]:
-    """The point that the page's address has once it is in step."""
-    page.wait_for_timeout(300)  # the address follows at its leisure: browsers refuse too many changes
-    return {name: int(value) for name, value in re.findall(r"[#&]([xy])=(\d+)", page.url)}
 
 
 @pytest.mark.parametrize("picture", [SAMPLE, PHOTO], ids=["drawn", "photo"])
@@ -80,14 +86,10 @@ def test_the_map_follows_a_drag(opened: Opened) -> None:
     assert box is not None
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.6 * box["height"])
     page.mouse.down()
-    cells = set()
-    for step in range(12):
-        page.mouse.move(box["x"] + (0.2 + 0.05 * step) * box["width"], box["y"] + 0.6 * box["height"])
-        page.wait_for_timeout(60)
-        cells.add(page.locator(HEAT).get_attribute("data-cell"))
+    for column in range(8, 32, 3):
+        page.mouse.move(box["x"] + (column + 0.5) / COLUMNS * box["width"], box["y"] + 0.61 * box["height"])
+        wait_for_cell(page.locator(HEAT), int(0.61 * ROWS), column)
     page.mouse.up()
-    assert len(cells) >= 6
-    wait_for_cell(page.locator(HEAT), 18, int(0.75 * COLUMNS))
 
 
 def test_small_multiples_of_criss_cross_attention(opened: Opened, api: httpx.Client) -> None:
@@ -224,7 +226,7 @@ def test_attention_of_a_class(opened: Opened, api: httpx.Client) -> None:
         right = drawn(api, result, **{"class": "car"}, **query)
         assert np.abs(shown(tile.locator(".overlay")) - right).max() <= TOLERANCE
     shoot(page, "page-class")
-    page.wait_for_timeout(300)  # for the address to follow
+    expect(page).to_have_url(re.compile(r"[#&]class=car(&|$)"))
     again = opened(page.url.split("/")[-1])
     again.locator(f'{HEAT}[data-cell="all"]').wait_for()
     page.locator("#compare").click()

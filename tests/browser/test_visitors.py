@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
+from tests.browser.conftest import HEAT, SAMPLE, Opened, choose, click, pixels, shoot, wait_for_cell
 
-HEAT = "#heat-stage .overlay"
 # A File of the sample's bytes, as an event brings it.
 TRANSFER = """encoded => {
   const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
@@ -169,7 +168,7 @@ def test_a_link_restores_the_view(opened: Opened) -> None:
     page.locator('#tiles .tile:has(input[value="cca:1"])').click()
     page.locator("#colors").select_option("turbo")
     page.locator(f'{HEAT}[data-map="cca:1"][data-cell="21,12"]').wait_for()
-    page.wait_for_timeout(300)  # for the address to follow
+    expect(page).to_have_url(re.compile("[#&]colors=turbo"))  # the last change, and those before it
     again = opened(page.url.split("/")[-1])
     again.locator(f'{HEAT}[data-map="cca:1"][data-cell="21,12"]').wait_for()
     for canvas in (HEAT, "#mask-stage .overlay"):
@@ -207,7 +206,7 @@ def test_progress_is_told(opened: Opened) -> None:
     page.set_input_files("#file", SAMPLE)
     expect(page.locator("#busy")).to_be_visible()
     expect(page.locator("#status")).to_have_text("Uploading")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not held and time.monotonic() < deadline:  # the text comes before the browser's word of the request
         page.wait_for_timeout(10)
     held[0].continue_()
@@ -223,7 +222,7 @@ def test_a_link_to_a_result_that_is_gone(opened: Opened, api: httpx.Client) -> N
     page = opened()
     result = choose(page)
     assert api.delete(f"/results/{result}").is_success
-    page.wait_for_timeout(300)
+    expect(page).to_have_url(re.compile(f"[#&]ids={result}"))
     later = opened(f"{page.url.split('/')[-1]}&clip=80", refusals=1)
     expect(later.locator("#problem")).to_contain_text("This result is gone.")
     expect(later.locator("#start")).to_be_visible()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "docker" / "prometheus"
-PATIENCE = 60.0  # seconds
+PATIENCE = 100.0  # seconds
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,
@@ -39,7 +40,7 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The samples of an instant query; none if there is no data."""
-        reply = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10)
+        reply = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=60)
         body = reply.json()
         assert body["status"] == "success", f"{body}: {expression}"
         found: list[dict[str, Any]] = body["data"]["result"]
@@ -104,7 +105,9 @@ def _is_ready(url: str) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """A port that nobody has, and that is given to no one who asks for any: it stays free until it is used."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 def proxy(folder: Path, hosts: list[str]) -> Iterator[str]:
     """HAProxy by our configuration, but for where instances are, and a header that tells which one has answered."""
     port = free_port()
-    known = "\n".join(f"    server s{number} {host} check inter 100 rise 1" for number, host in enumerate(hosts))
+    known = "\n".join(f"    server s{number} {host} check inter 1s fall 60 rise 1" for number, host in enumerate(hosts))
     text, count = re.subn(r"^    server-template .*$", known, CONFIG.read_text(), flags=re.MULTILINE)
     assert count == 1
     text = text.replace("bind :8000", f"bind 127.0.0.1:{port}") + "    http-response set-header X-Served-By %s\n"
@@ -45,7 +45,7 @@ def proxy(folder: Path, hosts: list[str]) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _answers(url: str) -> bool:
@@ -98,7 +98,7 @@ async def test_who_was_refused_comes_back_to_its_place_in_line(scaled: str) -> N
 
 
 def test_metrics_stay_inside(scaled: str) -> None:
-    assert httpx.get(f"{scaled}/metrics").status_code == 404
+    assert httpx.get(f"{scaled}/metrics", timeout=60).status_code == 404
 
 
 def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_path: Path) -> None:

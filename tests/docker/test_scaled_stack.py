@@ -108,13 +108,13 @@ def test_a_result_is_found_where_it_was_made(picture: bytes) -> None:
 def test_prometheus_finds_both_and_the_proxy_tells_nobody_their_metrics() -> None:
     prometheus = Prometheus(PROMETHEUS)
     until(lambda: len(prometheus.query('up{job="seglens"} == 1')) == 2, "Prometheus scrapes both")
-    assert httpx.get(f"{SERVICE}/metrics").status_code == 404
+    assert httpx.get(f"{SERVICE}/metrics", timeout=60).status_code == 404
 
 
 def spans() -> dict[str, list[str]]:
     """Names of all spans that the collector was sent, by their trace."""
     found: dict[str, list[str]] = {}
-    for body in httpx.get(COLLECTOR).json():
+    for body in httpx.get(COLLECTOR, timeout=60).json():
         request = ExportTraceServiceRequest.FromString(base64.b64decode(body))
         for resource in request.resource_spans:
             for scope in resource.scope_spans:
@@ -153,9 +153,7 @@ def test_one_that_is_killed_takes_its_own_alone(picture: bytes) -> None:
         before = seen["200"]
         until(lambda: seen["200"] >= before + 20, "the other one goes on", 30)
     failed = {status: count for status, count in seen.items() if status != "200"}
-    # Of each caller what it had under way and, until the proxy has noticed, one more: seen as a 502, its cause not
-    # looked into (a connection kept from before would explain it).
-    assert sum(failed.values()) <= 2 * CALLERS, failed
+    assert sum(failed.values()) <= CALLERS, f"no more than what each caller had under way: {failed}"
     for result, holder in where.items():
         status = httpx.get(f"{SERVICE}/results/{result}?format=png", timeout=60).status_code
         assert status == (200 if holder == left else 404)

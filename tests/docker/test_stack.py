@@ -88,7 +88,7 @@ def test_each_request_is_a_line_of_json(picture: bytes) -> None:
 def test_prometheus_scrapes_it_by_its_name_and_has_its_rules() -> None:
     prometheus = Prometheus(PROMETHEUS)
     until(lambda: prometheus.query('up{job="seglens"} == 1'), "Prometheus scrapes the service")
-    groups = httpx.get(f"{PROMETHEUS}/api/v1/rules").json()["data"]["groups"]
+    groups = httpx.get(f"{PROMETHEUS}/api/v1/rules", timeout=60).json()["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) == 18
     until(lambda: prometheus.query('seglens_module_duration_seconds_count{module="cca_2"} > 0'), "a module's latency")

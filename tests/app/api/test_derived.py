@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.api.derived import Derived
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 def make() -> NDArray[np.float64]:

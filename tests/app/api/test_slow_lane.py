@@ -12,7 +12,7 @@ import pytest
 from app.api.slow_lane import SlowLane
 from app.errors import NotReady, QueueFull
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ async def ask(engine: Engine, value: int, allowed: float = LONG) -> Caller:
 
 async def replies(callers: Sequence[Caller]) -> list[int | str]:
     """Each caller's id, or the name of its error."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         ended = await asyncio.gather(*callers, return_exceptions=True)
     return [int(reply.mask[0, 0]) if isinstance(reply, Segmentation) else type(reply).__name__ for reply in ended]
 

@@ -38,12 +38,12 @@ def test_passes_side_by_side_have_their_share_until_one_is_alone_again(caller: T
 
     def first() -> tuple[int, str]:
         started.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return where()
 
     other = ThreadPoolExecutor(1, "other")
     alone = other.submit(cores.run, first)
-    assert started.wait(10)
+    assert started.wait(60)
     assert caller.submit(cores.run, where).result() == (2, "caller_0")
     go.set()
     assert alone.result() == (4, "alone_0"), "whoever asked for less meanwhile"

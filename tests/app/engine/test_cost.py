@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.cost import Cost, Costs, Surprise
@@ -12,7 +12,6 @@ from app.engine.jobs import Lane
 SMALL, LARGE = Lane("a", (10, 10)), Lane("a", (20, 20))
 
 
-@settings(derandomize=True, deadline=None)
 @given(fixed=st.floats(0.001, 10), each=st.floats(0, 10), sizes=st.lists(st.integers(1, 32), min_size=5, max_size=60))
 def test_a_cost_finds_the_line_through_exact_data(fixed: float, each: float, sizes: list[int]) -> None:
     cost = Cost()
@@ -22,7 +21,6 @@ def test_a_cost_finds_the_line_through_exact_data(fixed: float, each: float, siz
         assert cost.predict(size) == pytest.approx(fixed + each * size, rel=1e-3)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 100)), min_size=5, max_size=60), st.integers(1, 64))
 def test_a_cost_is_never_negative_and_grows_with_the_batch(data: list[tuple[int, float]], size: int) -> None:
     cost = Cost()

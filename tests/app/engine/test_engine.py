@@ -496,7 +496,7 @@ async def test_stop_finishes_what_was_accepted_and_takes_no_more(engine: Engine,
     assert not stopping.done(), "two images are decoded still"
     decoded.set()
     assert await replies(callers) == [1, 2, 3, 4, 5, 6, 7, 8]
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 60)
     assert not engine.is_stuck
 
 
@@ -512,7 +512,7 @@ async def test_a_batch_that_has_outlived_its_callers_ends_before_the_engine(engi
     assert not done
     assert engine.is_stuck
     device.gate.set()
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 60)
     assert not engine.is_stuck
 
 
@@ -522,7 +522,7 @@ async def test_stop_refuses_what_is_left_after_the_drain_timeout(
     await started(engine)
     decoded = asyncio.Event()
     callers = [await held(engine, device), *await asked(engine, [2, 3]), *await asked(engine, [4], decoded=decoded)]
-    await asyncio.wait_for(engine.stop(0.05), 10)
+    await asyncio.wait_for(engine.stop(0.05), 60)
     decoded.set()
     assert await replies(callers) == ["NotReady"] * 4
     assert await replies([await ask(engine, 5)]) == ["NotReady"]
@@ -535,13 +535,13 @@ async def test_stop_while_loading_is_quick(engine: Engine, device: FakeDevice) -
     device.shut()
     engine.start(lambda: failures.append("failed"))
     await device.is_entered()
-    await asyncio.wait_for(engine.stop(LONG), 10)
+    await asyncio.wait_for(engine.stop(LONG), 30)
     device.gate.set()
     assert (engine.state, failures) == ("draining", [])
 
 
 async def test_stop_without_start(engine: Engine) -> None:
-    await asyncio.wait_for(engine.stop(LONG), 10)
+    await asyncio.wait_for(engine.stop(LONG), 30)
 
 
 # --- traces

@@ -111,7 +111,7 @@ async def test_when_a_pass_breaks_the_device_everyone_is_answered(
     assert (images_total(metrics, "error"), images_total(metrics, "rejected")) == (7, 1)
     assert engine.queue_size == 0
     await until(lambda: not engine.is_stuck)
-    await asyncio.wait_for(engine.stop(LONG), 10)
+    await asyncio.wait_for(engine.stop(LONG), 30)
     assert (engine.state, failures) == ("failed", ["failed"])
     assert all(batch in ([1], [2, 3, 4, 5]) for batch in device.batches), "the queue is not run"
 
@@ -216,7 +216,7 @@ async def test_when_the_device_stalls_everyone_is_answered(
     assert failures == ["failed"]
     assert engine.is_stuck, "the process must not wait for it"
     assert f"cpu has not finished a batch in {STALL:g} s" in caplog.text
-    await asyncio.wait_for(engine.stop(LONG), 10)
+    await asyncio.wait_for(engine.stop(LONG), 30)
     device.gate.set()
     await until(lambda: not engine.is_stuck)
     assert (engine.state, failures) == ("failed", ["failed"])
@@ -230,7 +230,7 @@ async def test_a_device_that_stalls_while_it_stages_is_noticed(
     gate, stage = threading.Event(), device.stage
 
     def stalled(images: Any) -> Staged:
-        gate.wait(30)
+        gate.wait(100)
         return stage(images)
 
     engine = build(device, stall_timeout=STALL)
@@ -246,13 +246,13 @@ async def test_a_device_that_stalls_while_it_stages_is_noticed(
 
 @pytest.mark.usefixtures("watched")
 async def test_a_queue_that_is_long_is_no_stall(build: Build, device: FakeDevice) -> None:
-    engine = build(device, most=1, stall_timeout=5 * STALL)
+    engine = build(device, most=1, stall_timeout=3)
     failures = await started(engine)
     device.shut()
     callers = await asked(engine, range(20, 40))
     await device.is_entered()
-    for _ in range(3):  # from being formed to its end, a batch takes longer than the timeout, but the device moves
-        await asyncio.sleep(3.5 * STALL)
+    for _ in range(2):  # from being formed to its end, a batch takes longer than the timeout, but the device moves
+        await asyncio.sleep(1.7)
         await device.goes_on_to_the_next()
     device.gate.set()
     assert await replies(callers) == list(range(20, 40))
@@ -265,7 +265,7 @@ async def test_a_stall_while_it_drains_ends_the_wait(build: Build, device: FakeD
     failures = await started(engine)
     device.shut()
     callers = await asked(engine, [1, 2])
-    await asyncio.wait_for(engine.stop(LONG), 10)
+    await asyncio.wait_for(engine.stop(LONG), 30)
     assert await replies(callers) == ["InferenceFailed"] * 2
     assert (engine.state, failures, engine.is_stuck) == ("failed", ["failed"], True)
 
@@ -308,7 +308,7 @@ def worker_held(worker: Worker, segmentor: Segmentor) -> tuple[threading.Event, 
 
     def hold(batch: Tensor) -> None:
         begun.set()
-        gate.wait(30)
+        gate.wait(100)
 
     on_every_pass(segmentor, hold)
     return begun, gate
@@ -320,7 +320,7 @@ async def eight_together(
     """What becomes of eight images in one batch of a real worker: `ok`, or the error's name."""
     begun, gate = held
     first = await ask(engine, 0)
-    assert await asyncio.to_thread(begun.wait, 20)
+    assert await asyncio.to_thread(begun.wait, 60)
     callers = await asked(engine, values)
     gate.set()
     await replies([first])

@@ -127,7 +127,7 @@ async def test_unload_answers_who_has_windows_left(engine: Engine, device: FakeD
     unload = asyncio.create_task(engine.unload("tiny"))
     assert await replies([waiting]) == ["ModelNotLoaded"]
     device.gate.set()
-    await asyncio.wait_for(unload, 10)
+    await asyncio.wait_for(unload, 60)
     assert await replies([first]) == [1]
 
 

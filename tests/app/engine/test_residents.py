@@ -128,7 +128,7 @@ async def test_who_came_before_is_answered_by_what_served_then(
     assert not load.done()
     first_gate.set()
     assert await replies([*before, *after]) == [1, 2, 3, 4]
-    await asyncio.wait_for(load, 10)
+    await asyncio.wait_for(load, 60)
     assert device.ran == {(1, "tiny"), (2, "tiny"), (3, "tiny"), (4, "tiny#2")}, "no batch mixes the two"
     assert device.resident == {"tiny#2"}
 
@@ -205,7 +205,7 @@ async def test_unload_answers_everyone_and_frees(engine: Engine, device: FakeDev
         engine.check_room("tiny", "a", 1, LONG)
     decoded.set()
     device.gate.set()
-    await asyncio.wait_for(unload, 10)
+    await asyncio.wait_for(unload, 60)
     assert await replies([*running, *waiting]) == [1, 2, 3, *["ModelNotLoaded"] * 4]
     assert device.resident == set()
     assert engine.queue_size == 0

@@ -226,7 +226,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(EVENTS, st.sampled_from([(3.0,), (0.5, 3.0, 20.0)]), st.integers(1, 3), st.booleans())
 def test_under_any_traffic_every_job_ends_exactly_once(
     events: list[tuple[str, int]], timeouts: tuple[float, ...], slots: int, knows_costs: bool
@@ -256,7 +256,6 @@ def assert_holds_no_bytes(scheduler: Scheduler[int]) -> None:
         scheduler.admit(a_job(nbytes=1, caller="three"), 1e6)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.sampled_from(LANES), min_size=1, max_size=40))
 def test_with_equal_timeouts_only_lane_mates_overtake(lanes: list[Lane]) -> None:
     scheduler: Scheduler[int] = Scheduler(ROOMY)

