@@ -294,7 +294,7 @@ def test_serve_does_not_wait_for_a_stuck_device(seglens: Seglens, monkeypatch: p
 def test_serve_answers_until_it_is_asked_to_end(
     serving: Callable[..., AbstractContextManager[tuple[str, Path, Any]]], photo: Path
 ) -> None:
-    with serving() as (url, log, _):
+    with serving(models=MODEL) as (url, log, _):
         reply = httpx.post(f"{url}/segment", content=photo.read_bytes(), timeout=60)
     assert reply.json()["model"] == MODEL
     assert reply.json()["image"] == {"width": 96, "height": 72}

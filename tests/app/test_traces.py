@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from app.api.middleware import UNTRACED
 from app.timings import Timings
 from app.traces import Answered, Spans, are_asked_for, lay_out, open_spans, trace_context
-from tests.servers import picture
+from tests.servers import SPEC, picture
 
 Serving = Callable[..., AbstractContextManager[tuple[str, Path, "subprocess.Popen[bytes]"]]]
 
@@ -302,7 +302,7 @@ def receiver(until: threading.Event | None = None) -> Iterator[Receiver]:
 def test_a_real_server_sends_its_spans_by_its_end(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as collector:
         monkeypatch.setenv(WHERE, collector.url)
-        with serving(log_format="json") as (url, log, _):
+        with serving(log_format="json", models=SPEC.name) as (url, log, _):
             reply = httpx.post(f"{url}/segment", content=picture(9), headers={"traceparent": SAMPLED}, timeout=60)
             httpx.post(f"{url}/segment", content=b"no picture", headers={"traceparent": SAMPLED}, timeout=60)
             httpx.get(
@@ -337,7 +337,7 @@ def test_a_collector_that_does_not_answer_holds_up_no_end(serving: Serving, monk
     opened = threading.Event()
     with receiver(until=opened) as collector:
         monkeypatch.setenv(WHERE, collector.url)
-        with serving() as (url, _, process):
+        with serving(models=SPEC.name) as (url, _, process):
             assert httpx.post(f"{url}/segment", content=picture(9), timeout=60).status_code == 200
             process.terminate()
             assert process.wait(20) == 0, "by itself the exporter would go on trying for longer"

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.servers import Connection, Reply, picture, posted
+from tests.servers import SPEC, Connection, Reply, picture, posted
 from training.scenes import draw_street
 
 Serving = Callable[..., AbstractContextManager[tuple[str, Path, "Popen[bytes]"]]]
@@ -86,7 +86,7 @@ async def probed_until_closed(port: int) -> list[tuple[float, int]]:
 
 
 async def test_no_accepted_request_is_lost_when_it_is_asked_to_end(serving: Serving) -> None:
-    with serving(drain_timeout=str(DRAIN), max_queue_size=str(CLIENTS)) as (url, log, process):
+    with serving(drain_timeout=str(DRAIN), max_queue_size=str(CLIENTS), models=SPEC.name) as (url, log, process):
         load = Load(httpx.URL(url).port or 0)
         bodies = [street(seed) for seed in range(CLIENTS)]
         expected = [(await posted(load.port, body)).mask for body in bodies]
