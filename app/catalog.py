@@ -99,16 +99,30 @@ class Catalog:
 
     def _recognised(self, path: Path) -> tuple[Stamp, Found]:
         stamp: Stamp = ()
+        # What cannot be printed cannot be said in JSON or a log either.
+        name = path.stem if path.stem.isprintable() else ascii(path.stem)[1:-1]
         try:
             stamp, known = _stamp(path), self._known.get(path)
             if known is not None and known[0] == stamp:
                 return known
+            _check_name(path.stem)
             spec = describe(path)
         except (ModelError, OSError) as exc:
-            log.warning("%s cannot be served: %s", path.stem, exc)
-            return stamp, Unreadable(path.stem, str(exc))
+            log.warning("%s cannot be served: %s", name, exc)
+            return stamp, Unreadable(name, str(exc))
         log.info("%s is %s, with the classes of %s", path.name, spec.title, spec.dataset)
         return stamp, spec
+
+
+def _check_name(name: str) -> None:
+    """
+    Raises:
+        ModelError: no request could name a model so
+    """
+    if "," in name or name != name.strip() or not name.isprintable():
+        raise ModelError(
+            f"the file's name is {name!a}: a model's has no comma, no space at an end, and nothing unprintable"
+        )
 
 
 def _stamp(path: Path) -> Stamp:

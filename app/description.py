@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,7 +12,7 @@ from models import Card, CheckpointError
 from models.windows import Average, BelowCrop, Mode, Upsampling
 
 Byte = Annotated[int, Field(ge=0, le=255)]
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=65535)]
 Sides = tuple[Side, Side]
 Triple = tuple[float, float, float]
 
@@ -39,6 +39,7 @@ class Description(BaseModel):
     upsampling: Upsampling | None = None
     average: Average | None = None
     align_corners: bool | None = None
+    recurrence: Literal[1, 2, 3] | None = None
     miou: float | None = None
     licence: str | None = None
     source: str | None = None
@@ -50,9 +51,12 @@ def read_description(checkpoint: Path) -> Card:
     Raises:
         CheckpointError: it is no YAML, or has keys or values that we do not know; the message names them
     """
-    path = checkpoint.with_suffix(".yaml")
-    if not path.is_file():
+    beside = [path for suffix in (".yaml", ".yml") if (path := checkpoint.with_suffix(suffix)).is_file()]
+    if not beside:
         return Card()
+    path, *others = beside
+    if others:
+        raise CheckpointError(f"{path}: there is {others[0].name} too; keep one of them")
     try:
         description = Description.model_validate(yaml.safe_load(path.read_bytes()) or {})
     # Of deeply nested text YAML's parser makes a RecursionError.

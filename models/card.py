@@ -37,6 +37,7 @@ class Card:
     upsampling: Upsampling | None = None
     average: Average | None = None
     align_corners: bool | None = None
+    recurrence: int | None = None
     miou: float | None = None
     licence: str | None = None
     source: str | None = None

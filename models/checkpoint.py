@@ -47,30 +47,33 @@ class Checkpoint:
     options: Options = field(default_factory=Options)
 
 
-def load_segmentor(path: str | Path, *, align_corners: bool | None = None) -> Segmentor:
+def load_segmentor(path: str | Path, *, align_corners: bool | None = None, recurrence: int | None = None) -> Segmentor:
     """The segmentor a checkpoint describes, with its weights, in eval mode, float32, on the CPU.
 
     Args:
         path: safetensors of ours, or a .pth of mmsegmentation, the official CCNet or the official ANN
-        align_corners: how the network was trained to resize, where the file doesn't say or is not to be believed
+        align_corners, recurrence: how the network was trained to resize, and its passes of criss-cross attention,
+            where the file doesn't say or is not to be believed
 
     Raises:
         CheckpointError: not readable, not an architecture of ours, or tensors are missing, unexpected
             or misshapen; the message names them
     """
     checkpoint = read_checkpoint(path)
-    segmentor = prepare_segmentor(path, checkpoint, align_corners=align_corners)
+    segmentor = prepare_segmentor(path, checkpoint, align_corners=align_corners, recurrence=recurrence)
     segmentor.to_empty(device="cpu")
     _fill(segmentor, checkpoint.state_dict)
     return segmentor
 
 
-def prepare_segmentor(path: str | Path, checkpoint: Checkpoint, *, align_corners: bool | None = None) -> Segmentor:
+def prepare_segmentor(
+    path: str | Path, checkpoint: Checkpoint, *, align_corners: bool | None = None, recurrence: int | None = None
+) -> Segmentor:
     """The segmentor of a checkpoint, without its weights: on the meta device, in eval mode, all shapes checked.
 
     Args:
         path: to name in errors
-        align_corners: as for `load_segmentor`
+        align_corners, recurrence: as for `load_segmentor`
 
     Raises:
         CheckpointError: not an architecture of ours, or tensors are missing, unexpected or misshapen
@@ -79,6 +82,8 @@ def prepare_segmentor(path: str | Path, checkpoint: Checkpoint, *, align_corners
     options = checkpoint.options
     if align_corners is not None:
         options = replace(options, align_corners=align_corners)
+    if recurrence is not None:
+        options = replace(options, recurrence=recurrence)
     try:
         # Without memory: shapes that don't belong together shall fail, not allocate.
         with torch.device("meta"):
@@ -191,8 +196,14 @@ def _share_projection(path: Path, state: dict[str, Tensor]) -> None:
 def _check(path: Path, key: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
         raise CheckpointError(f"{path}: {key} is a {tensor.layout} {tensor.dtype} tensor, not plain floating point")
-    if not tensor.isfinite().all():
+    # A view that repeats its values would become as large as it says.
+    if (held := tensor.untyped_storage().nbytes()) < tensor.nbytes:
+        raise CheckpointError(f"{path}: {key} has {tensor.nbytes} bytes, of which the file holds {held}")
+    # As they will be: what float64 can hold may be infinite in float32.
+    if not tensor.float().isfinite().all():
         raise CheckpointError(f"{path}: {key} holds NaN or infinite weights")
+    if key.endswith(".running_var") and (tensor.float() < 0).any():
+        raise CheckpointError(f"{path}: {key} holds negative variances")
 
 
 def _fill(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,8 @@ def convert(spec: ModelSpec, path: Path) -> None:
     if path.exists() and path.samefile(spec.weights):
         raise CheckpointError(f"{path}: is the file that is to be converted")
     segmentor = load_model(spec)
-    options = replace(read_checkpoint(spec.weights, weights=False).options, align_corners=spec.align_corners)
+    of_file = read_checkpoint(spec.weights, weights=False).options
+    options = replace(of_file, align_corners=spec.align_corners, recurrence=spec.recurrence or of_file.recurrence)
     unfinished = path.with_suffix(".part")
     save_segmentor(segmentor, unfinished, {**options_to_metadata(options), **header(spec)}, torch.float32)
     unfinished.replace(path)

@@ -61,9 +61,12 @@ def _read_safetensors(path: Path, weights: bool) -> Content:
                 tensors = {name: file.get_tensor(name) for name in names}
             else:
                 tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-            return Content(tensors, file.metadata() or {}, {})
+            metadata = file.metadata() or {}
     except SafetensorError as exc:
         raise CheckpointError(f"{path}: not a safetensors file, or a truncated one ({exc})") from exc
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no state dict")
+    return Content(tensors, metadata, {})
 
 
 def _read_torch(path: Path, weights: bool) -> Content:
@@ -91,6 +94,10 @@ def _read_torch(path: Path, weights: bool) -> Content:
         raise CheckpointError(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
+    # A nested one has no shape, and says so in many ways.
+    nested = next((key for key, tensor in state.items() if tensor.is_nested), None)
+    if nested is not None:
+        raise CheckpointError(f"{path}: {nested} is a nested tensor, not plain floating point")
     if not weights:
         state = {key: torch.empty(tensor.shape, device="meta") for key, tensor in state.items()}
     meta = content.get("meta")

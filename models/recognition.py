@@ -33,6 +33,8 @@ from models.zoo import Published
 
 Value = TypeVar("Value")
 
+MAX_INPUT_PIXELS = 1 << 25  # 8192x4096, four times what Cityscapes is evaluated at with scale 2
+
 HEADS = {
     CCHead: "CCNet",
     ANNHead: "ANN",
@@ -115,24 +117,45 @@ def _specified(path: Path, checkpoint: Checkpoint, segmentor: Segmentor, digest:
     scale = Card() if data_set is None else Card(scale=data_set.scale)
     card = first_said(card, OFFICIAL.get(checkpoint.layout.title, NOTHING_SAID), scale, USUAL)
     dataset = card.dataset or ("its own" if data_set is None else data_set.name)
+    preprocessing = Preprocessing(
+        *(_sure(card.scale), _sure(card.mean), _sure(card.std), _sure(card.multiple)),
+        bgr=_sure(card.bgr),
+        antialias=_sure(card.antialias),
+    )
+    inference = Inference(**{field.name: _sure(getattr(card, field.name)) for field in fields(Inference)})
+    _check_sizes(preprocessing, inference)
+    if card.recurrence is not None and not isinstance(segmentor.decode_head, CCHead):
+        raise ValueError(f"recurrence is of CCNet, and it is {HEADS[type(segmentor.decode_head)]}")
     return ModelSpec(
         name=path.stem,
         title=card.title or f"{_architecture(segmentor)}, {dataset}",
         weights=path,
         sha256=digest,
         classes=classes,
-        preprocessing=Preprocessing(
-            *(_sure(card.scale), _sure(card.mean), _sure(card.std), _sure(card.multiple)),
-            bgr=_sure(card.bgr),
-            antialias=_sure(card.antialias),
-        ),
+        preprocessing=preprocessing,
         miou=card.miou,
         dataset=dataset,
         licence=_sure(card.licence),
         source=card.source or f"{path.name}, in the layout of {checkpoint.layout.title}",
-        inference=Inference(**{field.name: _sure(getattr(card, field.name)) for field in fields(Inference)}),
+        inference=inference,
         align_corners=segmentor.align_corners if card.align_corners is None else card.align_corners,
+        recurrence=card.recurrence,
     )
+
+
+def _check_sizes(preprocessing: Preprocessing, inference: Inference) -> None:
+    """
+    Raises:
+        ValueError: an input so large that the first pass would take all memory there is, and the server with it
+    """
+    (one, other), factor = preprocessing.scale, max(inference.scales)
+    if one * other > MAX_INPUT_PIXELS / factor / factor:
+        raise ValueError(
+            f"scale {one}x{other}, {factor:g} times that, makes inputs above the limit, {MAX_INPUT_PIXELS} pixels"
+        )
+    one, other = inference.crop
+    if inference.below_crop == "pad" and one * other > MAX_INPUT_PIXELS:
+        raise ValueError(f"crop {one}x{other} makes inputs above the limit, {MAX_INPUT_PIXELS} pixels")
 
 
 def _sure(value: Value | None) -> Value:

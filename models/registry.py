@@ -25,6 +25,7 @@ class ModelSpec:
         miou: percent on the data set's test split at original size, single scale; None if nobody has said
         inference: how the model looks at an image unless told otherwise
         align_corners: how its logits are resized, fixed when it was trained
+        recurrence: passes of its criss-cross attention; None if they are as its file has it
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSpec:
     source: str
     inference: Inference = WHOLE
     align_corners: bool = False
+    recurrence: int | None = None
 
 
 # The networks see CamVid's 480x360 enlarged by 4/3: that is where their training's scales have their middle.
@@ -122,4 +124,4 @@ def load_model(spec: ModelSpec) -> Segmentor:
         digest = file_digest(file, "sha256").hexdigest()
     if digest != spec.sha256:
         raise CheckpointError(f"{spec.weights}: sha256 is {digest}, not {spec.sha256}: a damaged or changed file")
-    return load_segmentor(spec.weights, align_corners=spec.align_corners)
+    return load_segmentor(spec.weights, align_corners=spec.align_corners, recurrence=spec.recurrence)

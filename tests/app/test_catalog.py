@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -147,3 +148,15 @@ def test_what_cannot_be_served_takes_no_others_place(catalog: Catalog, tmp_path:
     (tmp_path / f"{name}.safetensors").write_bytes(b"no tensors")
     assert catalog.find(name).classes == get_spec(CCNET).classes
     assert all(not isinstance(found, Unreadable) for found in catalog.look().values())
+
+
+@pytest.mark.parametrize("name", [b"a,b", b" a", b"a ", b"new\nline", b"bad\xff"])
+def test_a_name_that_no_request_could_give_is_told_and_can_be_said(
+    catalog: Catalog, tmp_path: Path, name: bytes
+) -> None:
+    path = tmp_path / os.fsdecode(name + b".safetensors")
+    shutil.copyfile(get_spec(CCNET).weights, path)
+    (found,) = (found for found in catalog.look().values() if isinstance(found, Unreadable))
+    assert "the file's name is" in found.reason
+    (found.name + found.reason).encode()
+    assert (found.name + found.reason).isprintable()

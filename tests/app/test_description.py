@@ -38,6 +38,7 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         scales: [0.5, 1]
         flip: true
         align_corners: false
+        recurrence: 3
         miou: 61.5
         licence: CC0
         source: trained on a rainy day
@@ -57,6 +58,7 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         scales=(0.5, 1.0),
         flip=True,
         align_corners=False,
+        recurrence=3,
         miou=61.5,
         licence="CC0",
         source="trained on a rainy day",
@@ -73,6 +75,8 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ("std: [.nan, 1, 1]", r"std\.0: Input should be a finite number"),
         ("scale: [0, 10]", r"scale\.0: Input should be greater than or equal to 1"),
         ("scales: [0]", r"scales\.0: Input should be greater than 0"),
+        ("scale: [100000, 5]", r"scale\.0: Input should be less than or equal to 65535"),
+        ("recurrence: 4", "recurrence: Input should be 1, 2 or 3"),
         ("classes: []", "classes: Tuple should have at least 1 item"),
         ("classes: [1, 2]", r"classes\.0: Input should be a valid string"),
         ("- a\n- b", "not a mapping of keys to values"),
@@ -91,4 +95,12 @@ def test_what_is_wrong_is_one_sentence_that_names_it(tmp_path: Path, text: str, 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\xfd\x00\x81")
     with pytest.raises(CheckpointError, match=r"mine\.yaml: no YAML"):
+        read_description(tmp_path / "mine.pth")
+
+
+def test_either_suffix_but_not_both(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("title: Fields")
+    assert read_description(tmp_path / "mine.pth") == Card(title="Fields")
+    (tmp_path / "mine.yaml").write_text("title: Other fields")
+    with pytest.raises(CheckpointError, match=r"mine\.yaml: there is mine\.yml too"):
         read_description(tmp_path / "mine.pth")

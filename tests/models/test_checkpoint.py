@@ -267,3 +267,31 @@ def test_the_configuration_of_mmsegmentation_settles_the_options(tiny_segmentor:
     torch.save({"state_dict": state, "meta": {"config": config.replace("recurrence=3", "recurrence=9")}}, path)
     with pytest.raises(CheckpointError, match=r"model\.pth: the file says that recurrence is '9'; we know 1, 2, 3"):
         load_segmentor(path)
+
+
+def test_values_that_only_float64_can_hold_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["decode_head.conv_seg.bias"] = torch.full((5,), 1e300, dtype=torch.float64)
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.bias holds NaN or infinite weights"):
+        load_segmentor(tmp_path / "model.pth")
+
+
+def test_weights_of_8_bits_load(state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["decode_head.conv_seg.weight"] = state["decode_head.conv_seg.weight"].to(torch.float8_e4m3fn)
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load_segmentor(tmp_path / "model.safetensors").decode_head.conv_seg.weight
+    assert torch.equal(loaded, state["decode_head.conv_seg.weight"].float())
+
+
+def test_negative_variances_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["decode_head.convs.0.bn.running_var"] = -torch.ones_like(state["decode_head.convs.0.bn.running_var"])
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"decode_head\.convs\.0\.bn\.running_var holds negative variances"):
+        load_segmentor(tmp_path / "model.pth")
+
+
+def test_a_tensor_that_is_larger_than_its_file_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["decode_head.conv_seg.bias"] = torch.zeros(1).expand(5)
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.bias has 20 bytes, of which the file holds 4"):
+        load_segmentor(tmp_path / "model.pth")

@@ -79,3 +79,13 @@ def test_only_to_safetensors_and_not_onto_itself(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is the file that is to be converted"):
         convert(spec, spec.weights)
     assert hashlib.sha256(spec.weights.read_bytes()).hexdigest() == digest
+
+
+def test_recurrence_is_kept_as_it_was_said(tmp_path: Path) -> None:
+    path, converted = tmp_path / "theirs.pth", tmp_path / "ours.safetensors"
+    torch.save(random_state(shapes_of("official_ccnet", Sizes((1, 1, 1, 1), (5, 9), (4, 6, 8, 10), 20, 7, 19))), path)
+    spec = recognise(path, Card(recurrence=1))
+    convert(spec, converted)
+    assert_same(spec, recognise(converted))
+    with safe_open(converted, framework="pt") as file:
+        assert file.metadata()["recurrence"] == "1"

@@ -72,6 +72,21 @@ def test_a_file_without_a_state_dict_says_so(tmp_path: Path, content: object) ->
         read_file(write(tmp_path / "model.pth", content))
 
 
+def test_a_safetensors_file_without_tensors_says_so(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_named(tmp_path: Path, layout: torch.layout, weights: bool) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    with pytest.raises(CheckpointError, match=r"model\.pth: odd\.weight is a nested tensor|model\.pth: a damaged"):
+        read_file(write(tmp_path / "model.pth", {**STATE, "odd.weight": nested}), weights=weights)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.pth: no such file"):
         read_file(tmp_path / "model.pth")

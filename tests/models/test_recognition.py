@@ -16,6 +16,7 @@ from models import recognition, zoo
 from models.card import Card
 from models.data_sets import ADE20K, CITYSCAPES, VOC, DataSet
 from models.errors import CheckpointError
+from models.heads.ccnet import CCHead
 from models.recognition import recognise
 from models.registry import list_models, load_model
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -268,3 +269,27 @@ def test_depths_nobody_published_are_counted(tmp_path: Path) -> None:
 
 def test_every_head_has_a_title() -> None:
     assert set(recognition.HEADS.values()) == set(TITLES.values())
+
+
+def test_recurrence_is_as_whoever_serves_it_says(tmp_path: Path) -> None:
+    """Of an official CCNet's, nothing in the file tells."""
+    path = write(tmp_path, "official_ccnet")
+    for said, expected in ((None, 2), (1, 1), (3, 3)):
+        head = load_model(recognise(path, Card(recurrence=said))).decode_head
+        assert isinstance(head, CCHead)
+        assert head.recurrence == expected
+    with pytest.raises(CheckpointError, match="recurrence is of CCNet, and it is ANN"):
+        recognise(write(tmp_path, "ann"), Card(recurrence=1))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (Card(scale=(65535, 65535)), "scale 65535x65535, 1 times that, makes inputs above the limit, 33554432 pixels"),
+        (Card(scales=(1.0, 1e200)), r"scale 2048x1024, 1e\+200 times that"),
+        (Card(crop=(10000, 10000), below_crop="pad"), "crop 10000x10000 makes inputs above the limit"),
+    ],
+)
+def test_inputs_that_would_take_all_memory_are_refused(tmp_path: Path, said: Card, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        recognise(write(tmp_path), said)
