@@ -15,6 +15,7 @@ with another, so that a noisy neighbour disturbs all alike.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable
@@ -35,6 +36,7 @@ PASS_COST = (0.020, 0.0025)  # seconds of an emulated pass: of itself, and of ea
 OPTIMUM = MAX_BATCH / (PASS_COST[0] + PASS_COST[1] * MAX_BATCH)  # images a second
 REAL, EMULATED, NULL = Tuning("real"), Tuning("emulated", pass_cost=PASS_COST), Tuning("null", pass_cost=(0.0, 0.0))
 BARE = ((1, 2), (2, 1), (2, 2))  # replicas, threads of a pass
+ALONE, TOGETHER = BARE[:2]  # the best for one image at a time, and for several
 SATURATING = 64  # clients
 DEADLINES = {"real": 2.0, "emulated": 0.5}  # seconds
 GRACE = 5.0  # seconds after its deadline at which a request that had to be answered counts as forgotten
@@ -69,17 +71,36 @@ def real(bench: Bench, scope: Scope) -> None:
     bodies = bench.bodies("real")
     for turn in range(bench.options.rounds):
         for layout, reduced in rotated(list(itertools.product(BARE, (False, True))), turn):
-            figures = bare(layout, bench.options.seconds, bodies, reduced=reduced)
             name = f"{layout[0]} x {layout[1]} threads" + (", bfloat16 in part" if reduced else "")
-            bench.note("real", "real", "no server", (name, turn), figures)
+            with bare(layout, bodies, reduced=reduced) as loop:
+                bench.note("real", "real", "no server", (name, turn), loop(bench.options.seconds))
         for server in rotated(bench.servers("real"), turn):
-            closed(bench, REAL, (server, turn), scope.real, scope.idle)
+            beside_loops(bench, (server, turn), scope)
 
 
 def null(bench: Bench, scope: Scope) -> None:
     for turn in range(bench.options.rounds):
         for server in rotated(bench.servers("null"), turn):
             closed(bench, NULL, (server, turn), scope.null, scope.idle)
+
+
+def beside_loops(bench: Bench, row: tuple[Server, int], scope: Scope) -> None:
+    """One server, its loads by turns with a loop that has none: the machine's pace drifts by more than they differ."""
+    server, turn = row
+    bodies, seconds = bench.bodies("real", reduced=server.name == REDUCED), bench.options.seconds
+    with (
+        bare(ALONE, bodies, reduced=server.name == REDUCED) as alone,
+        bare(TOGETHER, bodies, reduced=server.name == REDUCED) as together,
+        bench.serving(server, REAL, bodies) as up,
+    ):
+        bench.note("idle", "real", "idle", (server.name, turn), up.idle(scope.idle))
+        for count in scope.real:
+            loop = alone if count == 1 else together
+            before = loop(seconds / 2)["rate"]
+            figures = bench.closed(up, bodies, count)
+            figures["loop"] = (before + loop(seconds / 2)["rate"]) / 2
+            figures["of_loop"] = figures["rate"] / figures["loop"]
+            bench.note("real", "real", f"{count} clients", (server.name, turn), figures)
 
 
 def closed(bench: Bench, base: Tuning, row: tuple[Server, int], clients: tuple[int, ...], idle: float) -> None:
@@ -122,7 +143,8 @@ def overload(bench: Bench, scope: Scope) -> None:
 def real_capacity(bench: Bench) -> float:
     """Images a second of the best loop without a server."""
     seconds, bodies = bench.options.seconds / 2, bench.bodies("real")
-    best = max(bare(layout, seconds, bodies)["rate"] for layout in BARE)
+    with contextlib.ExitStack() as loops:
+        best = max(loops.enter_context(bare(layout, bodies))(seconds)["rate"] for layout in BARE)
     print(f"capacity: {best:.1f} images a second", flush=True)
     return best
 

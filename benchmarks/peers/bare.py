@@ -1,8 +1,8 @@
 """The model without a server: decode, forward and encode in a loop, in one process with so many threads.
 
-`python -m benchmarks.peers.bare REPLICAS SECONDS FILE... [--reduced]` prints images a second and CPU seconds an image
-as JSON.
-The threads of a pass are set by OMP_NUM_THREADS.
+`python -m benchmarks.peers.bare REPLICAS FILE... [--reduced]` answers each line on stdin, a number of seconds, with
+images a second and CPU milliseconds an image over so long, as JSON: it is up all the time and can take turns with a
+server. The threads of a pass are set by OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from app.engine.memory import reuse_heap
 from benchmarks.peers.images import mask_of
 from benchmarks.peers.network import Network
 
-WARMUP = 1.0  # seconds
+WARMUP = 0.5  # seconds
 REDUCED = "--reduced"  # bfloat16 in part
 
 
-def main(replicas: int, seconds: float, files: list[str], *, reduced: bool) -> None:
+def main(replicas: int, files: list[str], *, reduced: bool) -> None:
     reuse_heap()  # as our worker does: the bar is the best loop
     bodies = [Path(file).read_bytes() for file in files]
     network, together = Network(reduced=reduced), threading.Barrier(replicas)
@@ -39,13 +39,14 @@ def main(replicas: int, seconds: float, files: list[str], *, reduced: bool) -> N
         raise ValueError("there are no images")
 
     with ThreadPoolExecutor(replicas) as threads:
-        list(threads.map(rate, [WARMUP] * replicas))
-        cpu, started = time.process_time(), time.perf_counter()
-        total = sum(threads.map(rate, [seconds] * replicas))
-        cpu_share = (time.process_time() - cpu) / (time.perf_counter() - started)
-    print(json.dumps({"rate": total, "cpu_ms": 1000 * cpu_share / total}))
+        for line in sys.stdin:
+            list(threads.map(rate, [WARMUP] * replicas))
+            cpu, started = time.process_time(), time.perf_counter()
+            total = sum(threads.map(rate, [float(line)] * replicas))
+            cpu_share = (time.process_time() - cpu) / (time.perf_counter() - started)
+            print(json.dumps({"rate": total, "cpu_ms": 1000 * cpu_share / total}), flush=True)
 
 
 if __name__ == "__main__":
-    *files, last = sys.argv[3:]
-    main(int(sys.argv[1]), float(sys.argv[2]), [*files, *([] if last == REDUCED else [last])], reduced=last == REDUCED)
+    *files, last = sys.argv[2:]
+    main(int(sys.argv[1]), [*files, *([] if last == REDUCED else [last])], reduced=last == REDUCED)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from benchmarks.peers.tuning import Tuning
 
 PORT = 18780
 WARMUP_CLIENTS = 8
+Loop = Callable[[float], Figures]
 # As long a queue as there are clients, and no deadline: where throughput is measured, nobody is refused. No peer keeps
 # results, so ours keeps none here.
 PATIENT = {"SEGLENS_MAX_QUEUE_SIZE": "1024", "SEGLENS_REQUEST_TIMEOUT": "600", "SEGLENS_MAX_RESULT_BYTES": "1"}
@@ -139,19 +140,27 @@ def url(server: Server) -> str:
     return f"http://127.0.0.1:{PORT}{server.path}"
 
 
-def bare(layout: tuple[int, int], seconds: float, bodies: Bodies, *, reduced: bool = False) -> Figures:
-    """The model in a plain loop, without a server.
+@contextlib.contextmanager
+def bare(layout: tuple[int, int], bodies: Bodies, *, reduced: bool = False) -> Iterator[Loop]:
+    """The model in a plain loop, without a server: to be called with a number of seconds.
 
     Args:
         layout: replicas, and threads of a pass
         reduced: as ours runs it where the CPU has bfloat16
     """
     replicas, threads = layout
-    tuning = Tuning(threads=threads)
-    command = [sys.executable, "-m", "benchmarks.peers.bare", str(replicas), str(seconds), *bodies.images]
+    command = [sys.executable, "-m", "benchmarks.peers.bare", str(replicas), *bodies.images]
     command += ["--reduced"] if reduced else []
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **tuning.environment()}, stdout=subprocess.PIPE, check=True, text=True
-    )
-    figures: Figures = json.loads(done.stdout)
-    return figures
+    env = {**os.environ, **Tuning(threads=threads).environment()}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loop:
+        assert loop.stdin is not None
+        assert loop.stdout is not None
+        asked, answers = loop.stdin, loop.stdout
+
+        def measured(seconds: float) -> Figures:
+            print(seconds, file=asked, flush=True)
+            figures: Figures = json.loads(answers.readline())
+            return figures
+
+        yield measured
+        asked.close()

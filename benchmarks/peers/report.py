@@ -31,7 +31,7 @@ WRONG = (Column("failed", "failed"), Column("wrong", "wrong"))
 CLOSED = (RATE, P50, P95, P99, CPU, *MEMORY, *WRONG, OTHERS)
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
-    "real": CLOSED,
+    "real": (Column("of loop %", "of_loop", ".1f", 100, spread=True), *CLOSED),
     "emulated": (Column("of optimum %", "of_optimum", ".1f", 100, spread=True), *CLOSED),
     "null": CLOSED,
     "idle": (IDLE, *MEMORY, Column("processes", "processes"), OTHERS),
