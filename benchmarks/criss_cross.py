@@ -7,9 +7,10 @@ images have at stride 8; `block` is with the three projections and the residual,
 unless a row says otherwise: "bfloat16 values" has queries, keys, affinities and softmax in float32, and values, weights
 and result in bfloat16; "einsum form, bfloat16" has everything in it, affinities included.
 The einsum form gets NCHW memory, which it is written for, ours gets channels-last, which the block gives it. The heap
-is kept as the service keeps it: all forms profit. Columns: CPU ms over all threads (on CUDA: wall ms), the median of
-rounds in which all forms take turns; how many times less than the einsum form in float32; MB at once beyond the inputs,
-the result included, and of those the result's own; how far the result is from float64, at most.
+is kept as the service keeps it: all forms profit. Columns: ms as a clock on the wall has them, and CPU ms over all
+threads, medians of rounds in which all forms take turns; how many times less of each than the einsum form in float32;
+MB at once beyond the inputs, the result included, and of those the result's own; how far the result is from float64, at
+most. One table for each number of threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +27,6 @@ import torch
 from torch import Tensor
 
 from app.engine.memory import reuse_heap
-from benchmarks.forward import measure
 from benchmarks.heads import peak_memory
 from benchmarks.machine import describe
 from models.heads.ccnet import CrissCrossAttention
@@ -64,6 +66,24 @@ def random_inputs(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
     return [(torch.randn(1, size, *grid, generator=generator) * spread).to(device) for size, spread in sizes]
 
 
+def measure(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Median seconds of each run by the clock and, over all threads, of the CPU."""
+    clocks = time.perf_counter, time.process_time
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = [clock() for clock in clocks]
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            wall, cpu = (clock() - start for clock, start in zip(clocks, started, strict=True))
+            seconds[name].append((wall, cpu))
+    return {
+        name: (statistics.median(wall for wall, _ in taken), statistics.median(cpu for _, cpu in taken))
+        for name, taken in seconds.items()
+    }
+
+
 def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     inputs = random_inputs(grid, device)
     channels_last = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -90,7 +110,8 @@ def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, 
     seconds = measure(runs, rounds, device)
     return {
         name: {
-            "seconds": seconds[name],
+            "seconds": seconds[name][0],
+            "cpu_seconds": seconds[name][1],
             "peak_bytes": peak_memory(run, device),
             "result_bytes": run().nbytes,
             **({"error": errors[name]} if name in errors else {}),
@@ -99,29 +120,35 @@ def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, 
     }
 
 
+def show(grid: str, table: dict[str, dict[str, float]]) -> None:
+    print(f"\n{grid:<22}{'ms':>8}{'x':>8}{'CPU ms':>8}{'x':>8}{'MB':>10}{'its result':>12}{'error':>12}")
+    for form, row in table.items():
+        base = table["block, einsum form" if "block" in form else "einsum form"]
+        times = (f"{1000 * row[what]:8.1f}{base[what] / row[what]:8.2f}" for what in ("seconds", "cpu_seconds"))
+        sizes = f"{row['peak_bytes'] / 1e6:10.1f}{row['result_bytes'] / 1e6:12.1f}"
+        print(f"{form:<22}{''.join(times)}{sizes}{row.get('error', 0):12.1e}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     reuse_heap()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}
     with torch.inference_mode():
-        for grid in GRIDS:
-            name = f"{grid[0]}x{grid[1]}"
-            table = results[name] = rows(grid, rounds, device)
-            print(f"\n{name:<22}{'ms':>8}{'x':>8}{'MB':>10}{'its result':>12}{'error':>12}")
-            for form, row in table.items():
-                base = table["block, einsum form" if "block" in form else "einsum form"]
-                print(
-                    f"{form:<22}{1000 * row['seconds']:8.1f}{base['seconds'] / row['seconds']:8.2f}"
-                    f"{row['peak_bytes'] / 1e6:10.1f}{row['result_bytes'] / 1e6:12.1f}{row.get('error', 0):12.1e}",
-                    flush=True,
-                )
-    RESULTS.write_text(
-        json.dumps({"measured_on": {**describe(device), "rounds": rounds}, "forms": results}, indent=2) + "\n"
-    )
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            forms = {}
+            for grid in GRIDS:
+                name = f"{grid[0]}x{grid[1]}"
+                forms[name] = rows(grid, arguments.rounds, device)
+                show(f"{name}, {threads} threads", forms[name])
+            measured_on = {**describe(device), "rounds": arguments.rounds}
+            results[str(threads)] = {"measured_on": measured_on, "forms": forms}
+    RESULTS.write_text(json.dumps({"threads": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from models.segmentor import Segmentor
 
 # Of criss-cross attention, which takes its values in bfloat16 and all else in float32.
 VALUE = "decode_head.cca.value_conv"
+# Of ANN, which join attention's context to the map that it is of; what reads them rounds what it reads.
+JOINS = ("decode_head.fusion.bottleneck", "decode_head.context.bottleneck")
 
 
 def can_fuse() -> bool:
@@ -102,15 +104,15 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> 
 def tolerates(name: str, conv: nn.Conv2d, late: tuple[str, ...]) -> bool:
     """Whether a convolution may round to bfloat16.
 
-    It may in the last stage and the end of the one before, the decoder, the head's dense filters, and where
-    criss-cross attention takes its values from. Rounding early in the network reaches every class boundary, and the
-    head's other 1x1 convolutions are what attention and classes are made of.
+    It may in the last stage and the end of the one before, the decoder, the head's dense filters, where criss-cross
+    attention takes its values from, and where ANN joins maps. Rounding early in the network reaches every class
+    boundary, and the head's other 1x1 convolutions are what attention and classes are made of.
 
     Args:
         late: how the names of the third stage's last blocks begin
     """
     if name.startswith("decode_head."):
-        return name == VALUE or (conv.groups == 1 and max(conv.kernel_size) > 1)
+        return name == VALUE or name.startswith(JOINS) or (conv.groups == 1 and max(conv.kernel_size) > 1)
     return name.startswith(("backbone.layer4.", "decoder.", *late))
 
 

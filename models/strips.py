@@ -7,7 +7,6 @@ one. In strips the same numbers come out, to the bit, wherever a convolution doe
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.mobilenet import InvertedResidual
@@ -39,18 +38,33 @@ class Strips(nn.Module):
             return out
         new_height = (height - 1) // self._stride + 1
         at_once = max(1, STRIP_ELEMENTS // (width * self._hidden * self._stride))
-        strips = [self._strip(x, top, min(top + at_once, new_height)) for top in range(0, new_height, at_once)]
-        return torch.cat(strips, dim=2)
+        strips = ((top, min(top + at_once, new_height)) for top in range(0, new_height, at_once))
+        whole: Tensor | None = None
+        for top, bottom in strips:
+            out = self._strip(x, top, bottom)
+            if whole is None:
+                dtype = torch.promote_types(out.dtype, x.dtype) if self._has_residual else out.dtype
+                size = (1, out.shape[1], new_height, out.shape[3])
+                whole = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+            rows = whole[:, :, top:bottom]
+            if self._has_residual:
+                torch.add(out, x[:, :, top:bottom], out=rows)
+            else:
+                rows.copy_(out)
+        assert whole is not None
+        return whole
 
     def _strip(self, x: Tensor, top: int, bottom: int) -> Tensor:
-        """Rows `top` to `bottom` of the output."""
+        """Rows `top` to `bottom` of the output, without the residual."""
         first, last = top * self._stride - self._pad, (bottom - 1) * self._stride + self._pad + 1
-        above, below = max(0, -first), max(0, last - x.shape[2])
-        hidden = self.expand(x[:, :, first + above : last - below])
-        if above or below:  # zeros are around the wide map, not around the block's input
-            hidden = F.pad(hidden, (0, 0, above, below))
-        out: Tensor = self.project(self.depthwise(hidden, pads_rows=False))
-        return out + x[:, :, top:bottom] if self._has_residual else out
+        if first >= 0 and last <= x.shape[2]:
+            wide = self.depthwise(self.expand(x[:, :, first:last]), pads_rows=False)
+            return self.project(wide)  # type: ignore[no-any-return]
+        # At an edge the convolution pads both sides, which is cheaper than to copy the wide map between zeros; what it
+        # makes of the zeros on the other side is left out.
+        before = max(0, first) // self._stride
+        wide = self.depthwise(self.expand(x[:, :, before * self._stride : min(last, x.shape[2])]))
+        return self.project(wide[:, :, top - before : bottom - before])  # type: ignore[no-any-return]
 
 
 def run_in_strips(network: nn.Module) -> None:

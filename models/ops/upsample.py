@@ -163,13 +163,11 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
     for above, below in _ranges(0, height, max(block, CHUNK_ELEMENTS * height // wide)):
         widened = [[_widen(patch, above, below) for patch in view] for view in views]
         for top, bottom in _ranges(above, below, block):
-            scores = _scores([_rows(view, top, bottom) for view in widened])
-            highest = scores.amax(0)
+            probability = _probability([_rows(view, top, bottom) for view in widened])
+            highest = probability.amax(0)
             # As numbers, since torch compares to booleans one at a time.
-            is_best = torch.eq(scores, highest, out=torch.empty_like(scores))
+            is_best = torch.eq(probability, highest, out=probability)
             ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
-            if len(views) == 1:
-                highest = 1 / scores.sub_(highest).exp_().sum(0)
             confidence[top:bottom] = highest.mul_(255).round_()
     return ids, confidence
 
@@ -220,14 +218,12 @@ def _high(patch: _Widened, top: int, bottom: int) -> Tensor:
     return patch.rows.matrix[top:bottom, first:last] @ patch.values[:, first - patch.first : last - patch.first]
 
 
-def _scores(views: list[Tensor]) -> Tensor:
-    """Logits of a single view, the mean softmax of several."""
-    if len(views) == 1:
-        return views[0]
+def _probability(views: list[Tensor]) -> Tensor:
+    """The mean softmax of the views' logits."""
     total = views[0].softmax(0)
     for view in views[1:]:
         total += view.softmax(0)
-    return total.div_(len(views))
+    return total.div_(len(views)) if len(views) > 1 else total
 
 
 def _ranges(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

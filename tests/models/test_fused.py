@@ -150,3 +150,14 @@ def test_what_attention_and_classes_are_made_of_is_not_rounded(tiny_segmentor: B
         "decoder.stride8.mix.conv",
         "decoder.stride4.mix.conv",
     }
+
+
+def test_where_ann_joins_maps_is_rounded_and_what_it_attends_with_is_not(tiny_segmentor: Build) -> None:
+    segmentor = folded(tiny_segmentor, "mobilenet", "ann")
+    late = _late_blocks(segmentor)
+    rounded = {n for n, part in segmentor.named_modules() if isinstance(part, nn.Conv2d) and tolerates(n, part, late)}
+    assert {name for name in rounded if name.startswith("decode_head.")} == {
+        "decode_head.fusion.bottleneck.conv",
+        "decode_head.bottleneck.conv",
+        "decode_head.context.bottleneck.conv",
+    }

@@ -7,19 +7,20 @@ import torch
 
 from models import strips
 from models.folding import fold_batch_norm
-from models.fused import can_fuse, fuse_convolutions
+from models.fused import can_fuse, fuse_convolutions, has_bfloat16
 from models.segmentor import Segmentor
 from models.strips import Strips, run_in_strips
 
 pytestmark = pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions")
+bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")
 
 
-@pytest.fixture
-def fused(tiny_segmentor: Callable[[str, str], Segmentor]) -> Segmentor:
+@pytest.fixture(params=[False, pytest.param(True, marks=bfloat16)], ids=["float32", "bfloat16"])
+def fused(request: pytest.FixtureRequest, tiny_segmentor: Callable[[str, str], Segmentor]) -> Segmentor:
     segmentor = tiny_segmentor("mobilenet", "fcn")
     fold_batch_norm(segmentor)
     segmentor.use_channels_last()
-    fuse_convolutions(segmentor, torch.randn(1, 3, 64, 48), reduced=False)
+    fuse_convolutions(segmentor, torch.randn(1, 3, 64, 48), reduced=request.param)
     return segmentor
 
 
