@@ -10,7 +10,7 @@ The einsum form gets NCHW memory, which it is written for, ours gets channels-la
 is kept as the service keeps it: all forms profit. Columns: ms as a clock on the wall has them, and CPU ms over all
 threads, medians of rounds in which all forms take turns; how many times less of each than the einsum form in float32;
 MB at once beyond the inputs, the result included, and of those the result's own; how far the result is from float64, at
-most. One table for each number of threads.
+most. One table for each number of threads, and below it what the products alone take at the rate of large matrices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from models.ops.criss_cross import criss_cross_attention, criss_cross_attention_
 
 GRIDS = ((64, 128), (97, 97), (128, 256))
 QUERY_CHANNELS, VALUE_CHANNELS = 64, 512
+LARGE = 2048  # rows and columns
 RESULTS = Path(__file__).parent / "results" / "criss_cross.json"
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -66,7 +68,9 @@ def random_inputs(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
     return [(torch.randn(1, size, *grid, generator=generator) * spread).to(device) for size, spread in sizes]
 
 
-def measure(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
+def measure(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, tuple[float, float]]:
     """Median seconds of each run by the clock and, over all threads, of the CPU."""
     clocks = time.perf_counter, time.process_time
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
@@ -120,6 +124,20 @@ def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, 
     }
 
 
+def product_rates(rounds: int, device: torch.device) -> dict[str, float]:
+    """FLOPs a second, by the clock, of the product of two large matrices: what nothing made of products can pass."""
+    matrices = {dtype: torch.randn(LARGE, LARGE, device=device).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    runs = {str(dtype).removeprefix("torch."): partial(torch.mm, x, x) for dtype, x in matrices.items()}
+    return {name: 2 * LARGE**3 / wall for name, (wall, _) in measure(runs, rounds, device).items()}
+
+
+def floors(grid: tuple[int, int], rates: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that the products alone would take at these rates, by the type of the values."""
+    pairs = 2 * grid[0] * grid[1] * sum(grid)
+    affinities = pairs * QUERY_CHANNELS / rates["float32"]
+    return {name: affinities + pairs * VALUE_CHANNELS / rate for name, rate in rates.items()}
+
+
 def show(grid: str, table: dict[str, dict[str, float]]) -> None:
     print(f"\n{grid:<22}{'ms':>8}{'x':>8}{'CPU ms':>8}{'x':>8}{'MB':>10}{'its result':>12}{'error':>12}")
     for form, row in table.items():
@@ -127,6 +145,24 @@ def show(grid: str, table: dict[str, dict[str, float]]) -> None:
         times = (f"{1000 * row[what]:8.1f}{base[what] / row[what]:8.2f}" for what in ("seconds", "cpu_seconds"))
         sizes = f"{row['peak_bytes'] / 1e6:10.1f}{row['result_bytes'] / 1e6:12.1f}"
         print(f"{form:<22}{''.join(times)}{sizes}{row.get('error', 0):12.1e}", flush=True)
+
+
+def one_table(rounds: int, device: torch.device) -> dict[str, object]:
+    rates = product_rates(rounds, device)
+    forms, products = {}, {}
+    for grid in GRIDS:
+        name = f"{grid[0]}x{grid[1]}"
+        forms[name], products[name] = rows(grid, rounds, device), floors(grid, rates)
+        show(f"{name}, {torch.get_num_threads()} threads", forms[name])
+        for dtype, seconds in products[name].items():
+            rate = f"{rates[dtype] / 1e9:.0f} GFLOP/s"
+            print(f"products alone, values in {dtype}, at {rate}: {1000 * seconds:.1f} ms", flush=True)
+    return {
+        "measured_on": {**describe(device), "rounds": rounds},
+        "flops_per_second": rates,
+        "forms": forms,
+        "floor_seconds": products,
+    }
 
 
 def main() -> None:
@@ -141,13 +177,7 @@ def main() -> None:
     with torch.inference_mode():
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            forms = {}
-            for grid in GRIDS:
-                name = f"{grid[0]}x{grid[1]}"
-                forms[name] = rows(grid, arguments.rounds, device)
-                show(f"{name}, {threads} threads", forms[name])
-            measured_on = {**describe(device), "rounds": arguments.rounds}
-            results[str(threads)] = {"measured_on": measured_on, "forms": forms}
+            results[str(threads)] = one_table(arguments.rounds, device)
     RESULTS.write_text(json.dumps({"threads": results}, indent=2) + "\n")
 
 
