@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +42,7 @@ from models.folding import fold_batch_norm
 from models.heads.ann import PyramidAttention
 from models.heads.ccnet import CrissCrossAttention
 from models.heads.danet import PositionAttention
-from models.ops.attention import dense_attention, dense_attention_reference
+from models.ops.attention import Attend, dense_attention, dense_attention_reference
 
 PLAIN = "nonlocal, map kept"
 GRIDS = {"97x97": (97, 97), "96x96": (96, 96), "128x128": (128, 128), "128x256": (128, 256)}
@@ -66,7 +66,6 @@ PUBLISHED_RATIOS = {
 }
 
 Table = dict[str, Cost]
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Sizes(NamedTuple):
@@ -85,7 +84,7 @@ class PositionBlock(PositionAttention):
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         query, key, value = self.query_project(x), self.key_project(x).flatten(2), self.value_project(x).flatten(2)
-        return torch.addcmul(x, self.attend(query, key, value, 1.0), self.gamma.scale)
+        return torch.addcmul(x, self.attend(query, key, value, 1.0)[0], self.gamma.scale)
 
 
 class UnpooledBlock(PyramidAttention):
@@ -95,7 +94,7 @@ class UnpooledBlock(PyramidAttention):
 
     def forward(self, query_map: Tensor, key_map: Tensor) -> Tensor:
         query, value = self.query_project(query_map), self.value_project(key_map)
-        return self.out_project(self.attend(query, query.flatten(2), value.flatten(2), self.scale))
+        return self.out_project(self.attend(query, query.flatten(2), value.flatten(2), self.scale)[0])
 
 
 def blocks_of(sizes: Sizes) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from app.imaging import encode_rgb
 from app.timings import Timings
 from benchmarks.machine import describe
 from models import Trace, list_models
+from models.attention_totals import totals_of
 
 GRID = (128, 256)
 SIZE = (1024, 2048)
@@ -50,9 +52,11 @@ def make_record(*traces: Trace) -> Record:
 
 
 def make_trace(block: Any, step: int, channels: int, keys: tuple[int, ...], scale: float, scales: Any = ()) -> Trace:
+    """As a network in float32 leaves it, with what its own softmax divided by."""
     generator = torch.Generator().manual_seed(step)
-    query, key = (torch.randn(channels, *shape, generator=generator).half() for shape in (GRID, keys))
-    return Trace(block, step, query, key, scale, scales, torch.tensor(0.5) if block == "cca" else None)
+    query, key = (torch.randn(channels, *shape, generator=generator) for shape in (GRID, keys))
+    trace = Trace(block, step, query, key, scale, scales, torch.tensor(0.5) if block == "cca" else None)
+    return replace(trace, logsumexp=totals_of(trace).float())
 
 
 def records() -> dict[str, Record]:

@@ -6,7 +6,7 @@ once for a trace; each product then reads as much of it as v needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import back_projected_map, by_scale
-from models.attention_totals import computed_as, criss_cross_logits, exponentials
+from models.attention_totals import computed_as, criss_cross_weights, totals_of
 from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
@@ -25,39 +25,27 @@ class CrissCrossMatrix:
     """Kept as two arms: of H W rows with H W weights each, only H + W - 1 are not zero."""
 
     def __init__(self, trace: Trace) -> None:
-        columns, rows = criss_cross_logits(trace)
-        self._columns, across, of_columns = _exponentials(columns)
-        self._rows, along, of_rows = _exponentials(rows)
-        total = torch.logaddexp(of_columns.T, of_rows)
-        # What each arm lacks; to multiply the vectors by it is cheaper than the weights.
-        self._of_columns, self._of_rows = (across.T - total).exp_().numpy(), (along - total).exp_().numpy()
+        # [W, H, H] and [H, W, W], of each cell what it looks at
+        self._columns, self._rows = (arm.numpy() for arm in criss_cross_weights(trace, totals_of(trace)))
 
     @property
     def nbytes(self) -> int:
-        return self._columns.nbytes + self._rows.nbytes + self._of_columns.nbytes + self._of_rows.nbytes
+        return self._columns.nbytes + self._rows.nbytes
 
     def looked_at(self, cells: Tensor) -> Tensor:
         """What the cells [H, W], weighted so, look at on average: [H, W] float64."""
-        given = cells.numpy().astype(self._rows.dtype)
-        down, across = _box(given)
-        seen = np.zeros_like(given)
-        # NumPy's einsum: its vecmat and matvec are slower on whole matrices, torch's bmm several times so.
-        columns = np.ascontiguousarray((given * self._of_columns)[down, across].T)
-        seen[:, across] += np.einsum("wij,wi->wj", self._columns[across, down], columns).T
-        rows = np.ascontiguousarray((given * self._of_rows)[down, across])
-        seen[down] += np.einsum("hij,hi->hj", self._rows[down, across], rows)
-        return torch.from_numpy(seen.astype(np.float64))
+        return self._along_both(cells, _looked_at)
 
     def looking_at(self, cells: Tensor) -> Tensor:
         """How much each cell looks at these, weighted so: [H, W] float64."""
+        return self._along_both(cells, _looking_at)
+
+    def _along_both(self, cells: Tensor, product: Callable[[Array, slice, Array], Array]) -> Tensor:
         given = cells.numpy().astype(self._rows.dtype)
         down, across = _box(given)
-        seen = np.zeros_like(given)
-        columns = np.ascontiguousarray(given[down, across].T)
-        seen[:, across] += np.einsum("wij,wj->wi", self._columns[across, :, down], columns).T
-        seen *= self._of_columns
-        rows = np.ascontiguousarray(given[down, across])
-        seen[down] += np.einsum("hij,hj->hi", self._rows[down, :, across], rows) * self._of_rows[down]
+        some, seen = given[down, across], np.zeros_like(given)
+        seen[down] += product(self._rows[down], across, np.ascontiguousarray(some))
+        seen[:, across] += product(self._columns[across], down, np.ascontiguousarray(some.T)).T
         return torch.from_numpy(seen.astype(np.float64))
 
 
@@ -65,7 +53,7 @@ class PyramidMatrix:
     """Kept as the weights on anchors; pooling, the matrix's other factor, is the same for every trace."""
 
     def __init__(self, trace: Trace) -> None:
-        kept = computed_as(trace.key.shape[-1] * trace.grid[0] * trace.grid[1])
+        kept = computed_as(trace)
         logits = trace.query.to(kept).flatten(1).T @ (trace.key.to(kept) * trace.scale)
         self._weights = logits.softmax(1)  # [HW, S]
         self._grid, self._scales = trace.grid, trace.pool_scales
@@ -98,11 +86,17 @@ class PyramidMatrix:
         return (self._weights @ given).double().view(self._grid)
 
 
-def _exponentials(arm: Iterator[Tensor]) -> tuple[Array, Tensor, Tensor]:
-    """Of an arm's logits: exp(logits - max) [lines, n, n], the max and the log-sum-exp [lines, n]."""
-    parts = [(logits, *exponentials(logits)) for logits in arm]
-    kept, largest, totals = (torch.cat(part) for part in zip(*parts, strict=True))
-    return kept.numpy(), largest, totals
+# NumPy's einsum: its vecmat and matvec are slower on whole matrices, torch's bmm several times so.
+def _looked_at(lines: Array, ends: slice, given: Array) -> Array:
+    """Within each of the lines [l, n, n]: v A, of a v that is 0 outside the ends."""
+    seen: Array = np.einsum("lij,li->lj", lines[:, ends], given)
+    return seen
+
+
+def _looking_at(lines: Array, ends: slice, given: Array) -> Array:
+    """Within each of the lines: A v."""
+    seen: Array = np.einsum("lij,lj->li", lines[:, :, ends], given)
+    return seen
 
 
 def _box(given: Array) -> tuple[slice, slice]:

@@ -3,52 +3,56 @@
 With the totals of all cells known, who looks at a cell is one product: exp(scale * query . key - total). They are
 0.3 MB at 128x256 cells, where the matrix of criss-cross attention has 50 MB, and that of dense attention 4 GB.
 
-They are made from the trace. What the network had is of queries and keys before these were rounded to halves: with it,
-the weights of a cell would not sum to 1.
+A trace mostly has those that the network's own softmax divided by, in float32. Where that would do for the matrix they
+are taken; few cells' are made again, in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from models.attention_maps import Cell, affinity
+from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
-MOST_EXACT = 1 << 21  # weights that are computed in float64; more are in float32
+MOST_EXACT = 1 << 21  # weights that are computed in float64, all of a block together; more are in float32
 TILE = 512  # cells each way: so many logits stay in a core's cache
 ROWS = 256  # of dense attention that are made whole at a time
 
 
 def totals_of(trace: Trace) -> Tensor:
-    """log(sum(exp(scale * query . key))) over all that each cell of cca, nl or pam sees: [H, W] float64."""
+    """log(sum(exp(scale * query . key))) over all keys that each cell sees: [H, W] float64."""
+    if trace.logsumexp is not None and not is_exact(trace):
+        return trace.logsumexp.double()
     if trace.block != "cca":
         return _dense_totals(trace).double().view(trace.grid)
-    columns, rows = (torch.cat([exponentials(logits)[1] for logits in arm]) for arm in criss_cross_logits(trace))
-    return torch.logaddexp(columns.T, rows).double()
+    of_columns, of_rows = (torch.cat([_logsumexp(logits) for logits in arm]) for arm in _criss_cross_logits(trace))
+    return torch.logaddexp(of_columns.T, of_rows).double()
 
 
-def criss_cross_logits(trace: Trace) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
-    """A few lines of the grid at a time: of columns [w, H, H], without the cell itself; of rows [h, W, W]."""
+def criss_cross_weights(trace: Trace, totals: Tensor) -> tuple[Tensor, Tensor]:
+    """All of a criss-cross matrix that is not zero: of columns, without the cell itself, [W, H, H]; of rows [H, W, W].
+
+    Args:
+        totals: [H, W], as `totals_of` has them
+    """
     height, width = trace.grid
-    kept = computed_as(height * width * (height + width))
-    query, key = trace.query.to(kept) * trace.scale, trace.key.to(kept)
-    return _along(query.mT, key.mT, with_itself=False), _along(query, key, with_itself=True)
-
-
-def exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts exp(logits - max) in their place, over the last dimension; returns the max and the log-sum-exp."""
-    # A cell that is alone on its column has no logit there but -inf.
-    largest = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
-    total = logits.sub_(largest).exp_().sum(-1).log_()
-    largest = largest.squeeze(-1)
-    return largest, total.add_(largest)
-
-
-def computed_as(weights: int) -> torch.dtype:
-    return torch.float64 if weights <= MOST_EXACT else torch.float32
+    kept = computed_as(trace)
+    on_columns, on_rows = torch.empty(width, height, height, dtype=kept), torch.empty(height, width, width, dtype=kept)
+    # One more channel subtracts the total in the product itself; as powers of two, exponentials take half the time.
+    to_binary = 1 / math.log(2)
+    query = torch.cat([trace.query.to(kept) * (trace.scale * to_binary), totals.to(kept)[None] * -to_binary])
+    key = torch.cat([trace.key.to(kept), torch.ones(1, height, width, dtype=kept)])
+    for logits in _along(query, key, on_rows):
+        logits.exp2_()
+    for logits in _along(query.mT.contiguous(), key.mT.contiguous(), on_columns):
+        logits.exp2_()
+    on_columns.diagonal(dim1=1, dim2=2).zero_()
+    return on_columns, on_rows
 
 
 def criss_cross_map_to(trace: Trace, totals: Tensor, cell: Cell) -> Tensor:
@@ -84,6 +88,27 @@ def criss_cross_looking_at(trace: Trace, totals: Tensor, on_cross: Tensor, cell:
     return seen
 
 
+def pyramid_map_to(trace: Trace, totals: Tensor, cell: Cell, level: int | None = None) -> Tensor:
+    """Which cells look at a cell through the anchors that it is part of, and how much each: [H, W].
+
+    Args:
+        level: through those of this scale alone
+    """
+    shares = torch.cat(
+        [
+            torch.outer(*(pooling_matrix(size, scale)[:, at] for size, at in zip(trace.grid, cell, strict=True)))
+            .mul_(level in (None, scale))
+            .flatten()
+            for scale in trace.pool_scales
+        ]
+    )
+    anchors = shares.nonzero().squeeze(1)  # one to four of each scale
+    kept = computed_as(trace)
+    logits = (trace.key[:, anchors].to(kept) * trace.scale).T @ trace.query.flatten(1).to(kept)
+    weights = logits.sub_(totals.flatten().to(kept)).exp_()
+    return (shares[anchors].to(kept) @ weights).double().view(trace.grid)
+
+
 def dense_map_to(trace: Trace, totals: Tensor, cell: Cell) -> Tensor:
     """Which cells look at a cell in dense attention, and how much each: [H, W]."""
     key = trace.key[:, cell[0], cell[1], None, None]
@@ -93,17 +118,24 @@ def dense_map_to(trace: Trace, totals: Tensor, cell: Cell) -> Tensor:
 def dense_looked_at(trace: Trace, cells: Tensor) -> Tensor:
     """What the cells [H, W], weighted so, look at on average in dense attention: v A [H, W] float64.
 
-    Each row gives its own total on the way: those of other cells are not needed.
+    Where the trace has no totals, each row gives its own on the way: those of other cells are not needed.
     """
     query, key = _dense(trace)
     given = cells.flatten().to(key.dtype)
     asked = given.nonzero().squeeze(1)
-    seen, buffer = torch.zeros_like(given), key.new_empty(ROWS, key.shape[1])
-    for start in range(0, len(asked), ROWS):
-        rows = asked[start : start + ROWS]
-        weights = torch.mm(query[rows], key, out=buffer[: len(rows)])
-        weights.sub_(weights.amax(1, keepdim=True)).exp_()
-        seen += (given[rows] / weights.sum(1)) @ weights
+    seen = torch.zeros_like(given)
+    if trace.logsumexp is None or is_exact(trace):
+        for rows in asked.split(ROWS):  # type: ignore[no-untyped-call]
+            weights = query[rows] @ key
+            weights.sub_(weights.amax(1, keepdim=True)).exp_()
+            seen += (given[rows] / weights.sum(1)) @ weights
+        return seen.double().view(trace.grid)
+    totals = trace.logsumexp.flatten()
+    keys, parts = key.split(TILE, dim=1), seen.split(TILE)  # type: ignore[no-untyped-call]
+    for rows in asked.split(TILE):  # type: ignore[no-untyped-call]
+        some, total = query[rows], totals[rows, None]
+        for columns, part in zip(keys, parts, strict=True):
+            part += given[rows] @ (some @ columns).sub_(total).exp_()
     return seen.double().view(trace.grid)
 
 
@@ -129,25 +161,57 @@ def _dense_totals(trace: Trace) -> Tensor:
     for rows in query.split(TILE):  # type: ignore[no-untyped-call]
         total = torch.full((len(rows),), float("-inf"), dtype=rows.dtype)
         for columns in keys:
-            total = torch.logaddexp(total, exponentials(rows @ columns)[1])
+            total = torch.logaddexp(total, _logsumexp(rows @ columns))
         totals.append(total)
     return torch.cat(totals)
 
 
 def _dense(trace: Trace) -> tuple[Tensor, Tensor]:
     """Queries [HW, C], scaled, and keys [C, HW]."""
-    cells = trace.grid[0] * trace.grid[1]
-    kept = computed_as(cells * cells)
+    kept = computed_as(trace)
     return trace.query.flatten(1).T.to(kept).contiguous() * trace.scale, trace.key.flatten(1).to(kept)
 
 
-def _along(query: Tensor, key: Tensor, with_itself: bool) -> Iterator[Tensor]:
-    """Of queries and keys [C, lines, n], the logits within each line [some lines, n, n]."""
+def is_exact(trace: Trace) -> bool:
+    """Whether so few weights are asked for, all together, that they are computed in float64."""
+    cells = trace.grid[0] * trace.grid[1]
+    seen = trace.key.shape[-1] if trace.pool_scales else sum(trace.grid) if trace.block == "cca" else cells
+    return cells * seen <= MOST_EXACT
+
+
+def computed_as(trace: Trace) -> torch.dtype:
+    return torch.float64 if is_exact(trace) else torch.float32
+
+
+def _criss_cross_logits(trace: Trace) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    """A few lines of the grid at a time: of columns [w, H, H], without the cell itself; of rows [h, W, W]."""
+    kept = computed_as(trace)
+    query, key = trace.query.to(kept) * trace.scale, trace.key.to(kept)
+    of_columns = _along(query.mT, key.mT)
+    return (_without_itself(logits) for logits in of_columns), _along(query, key)
+
+
+def _without_itself(logits: Tensor) -> Tensor:
+    logits.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
+    return logits
+
+
+def _along(query: Tensor, key: Tensor, out: Tensor | None = None) -> Iterator[Tensor]:
+    """Of queries and keys [C, lines, n], the logits within each line, some lines at a time: [some, n, n].
+
+    Args:
+        out: [lines, n, n] that they are to lie in; else each time in new memory
+    """
     lines, length = query.shape[1:]
     some = max(1, TILE * TILE // (length * length))
     for start in range(0, lines, some):
         part = slice(start, start + some)
-        logits = torch.bmm(query[:, part].permute(1, 2, 0), key[:, part].permute(1, 0, 2))
-        if not with_itself:
-            logits.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
-        yield logits
+        into = None if out is None else out[part]
+        yield torch.bmm(query[:, part].permute(1, 2, 0), key[:, part].permute(1, 0, 2), out=into)
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    """Over the last dimension; overwrites the logits."""
+    # A cell that is alone on its column has no logit there but -inf.
+    largest = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+    return logits.sub_(largest).exp_().sum(-1).log_().add_(largest.squeeze(-1))

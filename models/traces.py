@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +27,7 @@ class Trace:
         scale: the factor on the affinity (1 for criss-cross and position attention, d^-1/2 for the others)
         pool_scales: grid sizes of a pyramid block, coarse to fine; S is the sum of their squares
         gamma: [] or [1], the factor that the block's context has beside its residual, where there is one factor
+        logsumexp: [B, H, W], the logarithm of what each query's weights are divided by, where the operator tells it
     """
 
     block: Block
@@ -35,6 +37,7 @@ class Trace:
     scale: float = 1.0
     pool_scales: tuple[int, ...] = ()
     gamma: Tensor | None = None
+    logsumexp: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -43,19 +46,27 @@ class Trace:
 
     @property
     def nbytes(self) -> int:
-        return self.query.nbytes + self.key.nbytes
+        return self.query.nbytes + self.key.nbytes + (0 if self.logsumexp is None else self.logsumexp.nbytes)
+
+    def mapped(self, copy: Callable[[Tensor], Tensor]) -> Trace:
+        """With a copy of each tensor that is a pass's own; gamma is the network's."""
+        logsumexp = None if self.logsumexp is None else copy(self.logsumexp)
+        return replace(self, query=copy(self.query), key=copy(self.key), logsumexp=logsumexp)
 
     def of_image(self, index: int) -> Trace:
-        """The trace of one image of the batch, copied to host memory in half precision.
+        """The trace of one image of the batch, copied to host memory, as exact as it was.
 
-        That loses nothing of a bfloat16 from 8e-6 to 65504, which has three bits less and a larger range.
+        Of a network in float32 that is float32: rounded to halves, unscaled affinities would be off by per cents.
+        A half holds all of a bfloat16 from 8e-6 to 65504, which has three bits less and a larger range.
         """
         gamma = None if self.gamma is None else self.gamma.detach().float().cpu().clone()
-        return replace(self, query=_to_host(self.query[index]), key=_to_host(self.key[index]), gamma=gamma)
+        return replace(self.mapped(lambda tensor: _to_host(tensor[index])), gamma=gamma)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
     # Always a copy: a slice of the batch would keep the whole batch alive in the result store.
-    # In bfloat16 the bound itself would be rounded up, to what is infinite in half precision.
-    half = tensor.detach().float().clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
-    return half.cpu().contiguous()
+    kept = tensor.detach().to(torch.float32, copy=True)
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        # In bfloat16 the bound itself would be rounded up, to what is infinite in half precision.
+        kept = kept.clamp_(-FP16_MAX, FP16_MAX).to(torch.float16)
+    return kept.cpu().contiguous()

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -143,5 +142,4 @@ class Graphs:
 
 def copied(output: Output) -> Output:
     """The same in memory of its own."""
-    traces = (replace(trace, query=trace.query.clone(), key=trace.key.clone()) for trace in output.traces)
-    return Output(output.logits.clone(), tuple(traces))
+    return Output(output.logits.clone(), tuple(trace.mapped(torch.clone) for trace in output.traces))

@@ -32,10 +32,7 @@ def outlive(result: Segmentation) -> Segmentation:
         result,
         mask=in_own_pages(result.mask),
         confidence=in_own_pages(result.confidence),
-        traces=tuple(
-            replace(trace, query=_tensor_in_own_pages(trace.query), key=_tensor_in_own_pages(trace.key))
-            for trace in result.traces
-        ),
+        traces=tuple(trace.mapped(_tensor_in_own_pages) for trace in result.traces),
     )
 
 

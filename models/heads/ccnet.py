@@ -22,14 +22,15 @@ class CrissCrossAttention(nn.Module):
         self.gamma = Scale()
         self.attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = criss_cross_attention
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
+    def forward(self, x: Tensor, step: int = 1) -> tuple[Tensor, Trace]:
+        """[B, C, H, W] to the attended map of the same shape, and what led there."""
         # One copy here, so that the attention, which reads lines of positions, need not copy all that it is given.
         x = x.contiguous(memory_format=torch.channels_last)
         query, key = self.query_conv(x), self.key_conv(x)
-        context, _ = self.attend(query, key, self.value_conv(x))
+        context, logsumexp = self.attend(query, key, self.value_conv(x))
         # gamma * context + x, without the product in memory
-        return torch.addcmul(x, context, self.gamma.scale), query, key
+        trace = Trace("cca", step, query, key, gamma=self.gamma.scale, logsumexp=logsumexp)
+        return torch.addcmul(x, context, self.gamma.scale), trace
 
 
 class CCHead(FCNHead):
@@ -65,8 +66,8 @@ class CCHead(FCNHead):
     def attend(self, x: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
         traces = []
         for step in range(1, self.recurrence + 1):
-            x, query, key = self.cca(x)
-            traces.append(Trace("cca", step, query, key, gamma=self.cca.gamma.scale))
+            x, trace = self.cca(x, step)
+            traces.append(trace)
         return x, tuple(traces)
 
     def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:

@@ -22,11 +22,12 @@ class PositionAttention(nn.Module):
         self.gamma = Scale()
         self.attend: Attend = dense_attention
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Trace]:
+        """[B, C, H, W] to the attended map of the same shape, and what led there."""
         query, key = self.query_project(x), self.key_project(x)
-        context = self.attend(query, key.flatten(2), self.value_project(x).flatten(2), 1.0)
-        return self.gamma(context) + x, query, key
+        context, logsumexp = self.attend(query, key.flatten(2), self.value_project(x).flatten(2), 1.0)
+        trace = Trace("pam", 1, query, key, gamma=self.gamma.scale, logsumexp=logsumexp)
+        return self.gamma(context) + x, trace
 
 
 class ChannelAttention(nn.Module):
@@ -70,9 +71,8 @@ class DAHead(Head):
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
         x = features["c4"]
-        positions, query, key = self.pam(self.pam_in_conv(x))
+        positions, trace = self.pam(self.pam_in_conv(x))
         channels = self.cam(self.cam_in_conv(x))
-        trace = Trace("pam", 1, query, key, gamma=self.pam.gamma.scale)
         return torch.add(self.pam_out_conv(positions), self.cam_out_conv(channels)), (trace,)
 
     def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:

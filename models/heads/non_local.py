@@ -34,11 +34,11 @@ class NonLocalBlock(nn.Module):
         self.scale = inner_channels**-0.5
         self.attend: Attend = dense_attention
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, C, H, W] to the attended map of the same shape, and the query and key that led there."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Trace]:
+        """[B, C, H, W] to the attended map of the same shape, and what led there."""
         query, key = self.theta(x), self.phi(x)
-        context = self.attend(query, key.flatten(2), self.g(x).flatten(2), self.scale)
-        return x + self.conv_out(context), query, key
+        context, logsumexp = self.attend(query, key.flatten(2), self.g(x).flatten(2), self.scale)
+        return x + self.conv_out(context), Trace("nl", 1, query, key, scale=self.scale, logsumexp=logsumexp)
 
 
 class NonLocalHead(FCNHead):
@@ -55,8 +55,8 @@ class NonLocalHead(FCNHead):
         self.nl_block = NonLocalBlock(channels, inner_channels or channels // 2)
 
     def attend(self, x: Tensor) -> tuple[Tensor, tuple[Trace, ...]]:
-        x, query, key = self.nl_block(x)
-        return x, (Trace("nl", 1, query, key, scale=self.nl_block.scale),)
+        x, trace = self.nl_block(x)
+        return x, (trace,)
 
     def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
         return {self.nl_block: ("nl",), **super().timed_modules()}

@@ -10,19 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.blocks import DENSE_ELEMENTS, blocks, runs_in_place
+from models.ops.blocks import DENSE_ELEMENTS, blocks, runs_in_place, softmax_with_total
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor | None]]
 Pool = Callable[[Tensor, tuple[int, ...]], Tensor]
 
+FUSED_DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
-def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """The definition, written down; same arguments and result as `dense_attention`."""
+
+def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The definition, written down; same arguments and results as `dense_attention`."""
     affinity = scale * torch.einsum("bchw,bcs->bhws", query, key)
-    return torch.einsum("bhws,bvs->bvhw", affinity.softmax(-1), value)
+    return torch.einsum("bhws,bvs->bvhw", affinity.softmax(-1), value), affinity.logsumexp(-1)
 
 
-def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
     """Attention of every position over S keys, without the [H * W, S] map in memory.
 
     Args:
@@ -32,20 +34,28 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
         scale: factor on the affinity
 
     Returns:
-        [B, V, H, W]
+        context [B, V, H, W]
+        logsumexp [B, H, W], float32 or better, of what the softmax is over; None where torch keeps it to itself: for
+            gradients, exporters and other devices than a CPU
     """
     # Torch's fused kernel wants each position's channels side by side, or else falls back to the whole map.
     # In channels-last memory they are, and nothing is copied.
     queries, keys, values = (x.transpose(1, 2).contiguous() for x in (query.flatten(2), key, value))
-    if key.shape[1] != value.shape[1] and runs_in_place(query, key, value):
-        context = _attend_by_blocks(queries, keys, values, scale)
+    one_head = queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
+    logsumexp = None
+    if key.shape[1] == value.shape[1] and runs_in_place(query, key, value, dtypes=FUSED_DTYPES):
+        # What `scaled_dot_product_attention` calls here, and of whose results it drops the second.
+        context, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*one_head, scale=scale)
+    elif key.shape[1] != value.shape[1] and runs_in_place(query, key, value):
+        context, logsumexp = _attend_by_blocks(queries, keys, values, scale)
     else:
-        one_head = queries.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
         context = F.scaled_dot_product_attention(*one_head, scale=scale)
-    return context.view(-1, *query.shape[2:], value.shape[1]).permute(0, 3, 1, 2)
+    if logsumexp is not None:
+        logsumexp = logsumexp.reshape(-1, *query.shape[2:])
+    return context.view(-1, *query.shape[2:], value.shape[1]).permute(0, 3, 1, 2), logsumexp
 
 
-def _attend_by_blocks(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _attend_by_blocks(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """What torch's fused kernel for a CPU does, which wants as many channels in the values as in the keys.
 
     Args:
@@ -54,13 +64,16 @@ def _attend_by_blocks(queries: Tensor, keys: Tensor, values: Tensor, scale: floa
         values: [B, S, V]
 
     Returns:
-        [B, N, V]
+        context [B, N, V]
+        logsumexp [B, N]
     """
     context = values.new_empty(*queries.shape[:2], values.shape[2])
-    for query, key, value, out in zip(queries, keys, values, context, strict=True):
+    logsumexp = values.new_empty(queries.shape[:2])
+    for query, key, value, out, totals in zip(queries, keys, values, context, logsumexp, strict=True):
         for part in blocks(len(query), len(key), DENSE_ELEMENTS):
-            torch.mm((query[part] @ key.mT).mul_(scale).softmax(-1), value, out=out[part])
-    return context
+            weights, totals[part] = softmax_with_total((query[part] @ key.mT).mul_(scale))
+            torch.mm(weights, value, out=out[part])
+    return context, logsumexp
 
 
 def pyramid_pool_reference(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention in blocks small enough for a CPU's cache: when it may be, and how large they are."""
+"""Attention in blocks small enough for a CPU's cache: when it may be, how large they are, and their softmax."""
 
 from collections.abc import Iterator
 
@@ -29,3 +29,9 @@ def blocks(count: int, affinities: int, at_once: int) -> Iterator[slice]:
     """So many lines or queries in blocks, given how many affinities each has and how many may be made at once."""
     size = max(1, at_once // affinities)
     return (slice(first, first + size) for first in range(0, count, size))
+
+
+def softmax_with_total(affinity: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis by torch's one pass, and the log-sum-exp, which follows from the largest weight."""
+    weights = affinity.softmax(-1)
+    return weights, affinity.amax(-1) - weights.amax(-1).log_()

@@ -7,7 +7,7 @@ is not scaled, and the position itself, which lies on both arms, counts once: in
 import torch
 from torch import Tensor
 
-from models.ops.blocks import LINE_ELEMENTS, blocks, runs_in_place
+from models.ops.blocks import LINE_ELEMENTS, blocks, runs_in_place, softmax_with_total
 
 
 def criss_cross_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def _attend_along_rows(query: Tensor, key: Tensor, value: Tensor, context: Tenso
     """Attention of each position to its row alone, written to context [H, W, V] and logsumexp [H, W]."""
     query, key, value = (x.permute(1, 2, 0) for x in (query, key, value))  # [H, W, C]
     for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
-        weights, logsumexp[part] = _softmax(query[part] @ key[part].mT)
+        weights, logsumexp[part] = softmax_with_total(query[part] @ key[part].mT)
         torch.bmm(weights.to(value.dtype), value[part], out=context[part])
 
 
@@ -95,17 +95,11 @@ def _attend_along_columns(query: Tensor, key: Tensor, value: Tensor, context: Te
     for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
         affinity = query[part] @ key[part].mT
         affinity.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
-        weights, on_column = _softmax(affinity)
+        weights, on_column = softmax_with_total(affinity)
         on_row = logsumexp[part]
         share = torch.sigmoid(on_column - on_row).unsqueeze(-1)
         context[part].lerp_(weights.to(value.dtype) @ value[part], share.to(value.dtype))
         torch.logaddexp(on_row, on_column, out=on_row)
-
-
-def _softmax(affinity: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis by torch's one pass, and the log-sum-exp, which follows from the largest weight."""
-    weights = affinity.softmax(-1)
-    return weights, affinity.amax(-1) - weights.amax(-1).log_()
 
 
 def _diagonal(size: int, device: torch.device) -> Tensor:

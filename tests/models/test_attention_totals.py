@@ -16,6 +16,7 @@ from models.attention_totals import (
     dense_looked_at,
     dense_looking_at,
     dense_map_to,
+    pyramid_map_to,
     totals_of,
 )
 from models.traces import Block, Trace
@@ -51,6 +52,16 @@ def test_who_looks_at_a_cell_is_a_column(
         assert_is(map_to(trace, totals, cell), expected, grid)
 
 
+@pytest.mark.parametrize("grid", [(9, 12), *GRIDS])
+def test_who_looks_at_a_cell_through_a_pyramid(grid: tuple[int, int], plain_attention: Plain) -> None:
+    trace = Trace("apnb", 1, torch.randn(4, *grid), torch.randn(4, 110), 0.5, (1, 3, 6, 8))
+    totals = totals_of(trace)
+    for expected, cell in zip(plain_attention(trace).T, cells(grid), strict=True):
+        assert_is(pyramid_map_to(trace, totals, cell), expected, grid)
+        levels = torch.stack([pyramid_map_to(trace, totals, cell, level) for level in (1, 3, 6, 8)])
+        assert_is(levels.sum(0), expected, grid)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_who_looks_at_a_cross(grid: tuple[int, int], plain_attention: Plain) -> None:
     trace = trace_of("cca", grid)
@@ -72,6 +83,32 @@ def test_dense_products(grid: tuple[int, int], share: float, plain_attention: Pl
     attention = plain_attention(trace)
     assert_is(dense_looked_at(trace, given), given.flatten() @ attention, grid)
     assert_is(dense_looking_at(trace, totals_of(trace), given), attention @ given.flatten(), grid)
+
+
+@pytest.mark.parametrize("block", ["cca", "nl", "pam"])
+def test_the_networks_own_totals_are_taken_where_they_are_as_exact(
+    block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trace_of("nl" if block == "pam" else block, (4, 5))
+    trace = replace(made, block=block, logsumexp=totals_of(made).float() + 1)
+    assert torch.equal(totals_of(trace), totals_of(made))
+    monkeypatch.setattr("models.attention_totals.MOST_EXACT", 0)
+    assert trace.logsumexp is not None
+    assert torch.equal(totals_of(trace), trace.logsumexp.double())
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_a_class_by_the_networks_own_totals(
+    spread: float, plain_attention: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trace_of("nl", (12, 15), spread)
+    trace = replace(made, logsumexp=totals_of(made).float())
+    monkeypatch.setattr("models.attention_totals.MOST_EXACT", 0)
+    monkeypatch.setattr("models.attention_totals.TILE", 7)
+    given = torch.rand(12, 15).double() * (torch.rand(12, 15) < 0.4)
+    expected = given.flatten() @ plain_attention(made)
+    rtol = 1e-5 if spread == 1.0 else 1e-4
+    torch.testing.assert_close(dense_looked_at(trace, given).flatten(), expected, rtol=rtol, atol=1e-6)
 
 
 def test_position_attention_is_dense() -> None:

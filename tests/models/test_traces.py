@@ -20,14 +20,28 @@ def test_grid_is_the_querys_with_and_without_a_batch(trace: Trace) -> None:
 
 def test_bytes_are_those_of_query_and_key(trace: Trace) -> None:
     assert trace.nbytes == 4 * 3 * 4 * (30 + 110)
-    assert trace.of_image(0).nbytes == 2 * 4 * (30 + 110)
+    assert trace.of_image(0).nbytes == 4 * 4 * (30 + 110)
+    with_totals = dataclasses.replace(trace, logsumexp=torch.randn(3, 5, 6))
+    assert with_totals.of_image(0).nbytes == 4 * (4 * (30 + 110) + 30)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_an_images_trace_is_its_own_in_half_precision(trace: Trace, index: int) -> None:
-    alone = trace.of_image(index)
-    assert torch.equal(alone.query, trace.query[index].half())
-    assert torch.equal(alone.key, trace.key[index].half())
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [(torch.float64, torch.float32), (torch.float32, torch.float32), (torch.bfloat16, torch.float16)],
+)
+def test_an_images_trace_is_its_own_and_as_exact(
+    trace: Trace, index: int, dtype: torch.dtype, kept: torch.dtype
+) -> None:
+    totals = torch.randn(3, 5, 6)
+    batch = dataclasses.replace(trace, query=trace.query.to(dtype), key=trace.key.to(dtype), logsumexp=totals)
+    alone = batch.of_image(index)
+    assert alone.logsumexp is not None
+    for mine, its in ((alone.query, batch.query), (alone.key, batch.key)):
+        assert mine.dtype == kept
+        torch.testing.assert_close(mine.float(), its[index].float(), rtol=0, atol=0)
+    assert torch.equal(alone.logsumexp, totals[index])
+    assert alone.logsumexp.untyped_storage().nbytes() == alone.logsumexp.nbytes
     assert (alone.block, alone.step, alone.scale, alone.pool_scales) == ("apnb", 1, 0.5, (1, 3, 6, 8))
 
 
@@ -41,7 +55,7 @@ def test_an_images_trace_does_not_keep_the_batch_alive(trace: Trace, dtype: torc
 
 
 def test_values_beyond_half_stay_finite(trace: Trace) -> None:
-    large = dataclasses.replace(trace, query=trace.query * 1e6, key=trace.key * -1e6)
+    large = dataclasses.replace(trace, query=(trace.query * 1e6).bfloat16(), key=(trace.key * -1e6).bfloat16())
     alone = large.of_image(0)
     assert alone.query.isfinite().all()
     assert alone.key.isfinite().all()

@@ -211,3 +211,8 @@ def test_dense_attention_of_many_cells_is_slow_until_it_is_there(
         attention_map(every_block, question, derived)
         assert not is_slow(every_block, question, derived)
     assert not is_slow(every_block, Question((9, 9), "nl", direction="to"), derived)
+    (dense,) = (trace for trace in every_block.segmentation.traces if trace.block == "nl")
+    known = (replace(dense, logsumexp=torch.zeros(6, 8)),)
+    told = replace(every_block, segmentation=replace(every_block.segmentation, traces=known))
+    assert not is_slow(told, Question((9, 9), "nl", direction="to"), Derived(1 << 20))
+    assert is_slow(told, Question("pole", "nl", direction="to"), Derived(1 << 20))

@@ -42,14 +42,15 @@ def test_a_strided_array_is_copied_in_its_order() -> None:
 
 def test_a_result_outlives_its_pass_whole_and_outside_the_heap() -> None:
     ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    trace = Trace("cca", 1, torch.rand(2, 3, 4).half(), torch.rand(2, 3, 4).half())
+    trace = Trace("cca", 1, torch.rand(2, 3, 4).half(), torch.rand(2, 3, 4).half(), logsumexp=torch.rand(3, 4))
     result = Segmentation(ids, ids + 100, (trace,), Timings({"forward": 0.1}))
     kept = outlive(result)
     (same,) = kept.traces
     for ours, theirs in ((kept.mask, result.mask), (kept.confidence, result.confidence)):
         assert (ours == theirs).all()
         assert starts_a_page(ours.ctypes.data)
-    for mine, its in ((same.query, trace.query), (same.key, trace.key)):
+    assert same.logsumexp is not None
+    for mine, its in ((same.query, trace.query), (same.key, trace.key), (same.logsumexp, trace.logsumexp)):
         assert torch.equal(mine, its)
         assert mine.data_ptr() != its.data_ptr()
         assert starts_a_page(mine.data_ptr())

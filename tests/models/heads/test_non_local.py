@@ -35,9 +35,9 @@ def test_scale_is_the_root_of_the_inner_channels() -> None:
 def test_query_is_theta_and_key_is_phi() -> None:
     block = NonLocalBlock(16, 8).eval()
     x = torch.randn(1, 16, 3, 4)
-    _, query, key = block(x)
-    torch.testing.assert_close(query, block.theta(x))
-    torch.testing.assert_close(key, block.phi(x))
+    _, trace = block(x)
+    torch.testing.assert_close(trace.query, block.theta(x))
+    torch.testing.assert_close(trace.key, block.phi(x))
 
 
 def test_a_fresh_block_leaves_a_plain_fcn_head() -> None:

@@ -44,7 +44,7 @@ def window_means(x: Tensor, scale: int) -> Tensor:
 @pytest.mark.parametrize(("height", "width", "keys"), CASES)
 def test_dense_attention_matches_reference(height: int, width: int, keys: int) -> None:
     inputs = random_inputs(height, width, keys)
-    got, want = dense_attention(*inputs, SCALE), dense_attention_reference(*inputs, SCALE)
+    (got, _), (want, _) = dense_attention(*inputs, SCALE), dense_attention_reference(*inputs, SCALE)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for ours, theirs in zip(
@@ -55,9 +55,10 @@ def test_dense_attention_matches_reference(height: int, width: int, keys: int) -
 
 def test_reference_is_the_sum_that_the_paper_writes() -> None:
     query, key, value = (tensor.detach() for tensor in random_inputs(3, 2, 5))
-    got = dense_attention_reference(query, key, value, 0.3)
+    got, total = dense_attention_reference(query, key, value, 0.3)
     weights = torch.stack([(0.3 * (query[1, :, 2, 0] @ key[1, :, anchor])).exp() for anchor in range(5)])
     torch.testing.assert_close(got[1, :, 2, 0], (value[1] * weights).sum(1) / weights.sum())
+    torch.testing.assert_close(total[1, 2, 0], weights.sum().log())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -67,9 +68,14 @@ def test_half_precision_costs_little_more_than_its_rounding(
 ) -> None:
     exact_inputs = [tensor.detach() for tensor in random_inputs(height, width, keys)]
     rounded_inputs = [tensor.to(dtype) for tensor in exact_inputs]
-    exact = dense_attention_reference(*exact_inputs, SCALE)
-    rounded = dense_attention_reference(*(tensor.double() for tensor in rounded_inputs), SCALE).to(dtype)
-    got = dense_attention(*rounded_inputs, SCALE)
+    exact, _ = dense_attention_reference(*exact_inputs, SCALE)
+    rounded, total = dense_attention_reference(*(tensor.double() for tensor in rounded_inputs), SCALE)
+    rounded = rounded.to(dtype)
+    got, _ = dense_attention(*rounded_inputs, SCALE)
+    query, key, _ = rounded_inputs
+    _, logsumexp = dense_attention(query, key, key, SCALE)
+    assert logsumexp is not None
+    torch.testing.assert_close(logsumexp.double(), total, rtol=1e-5, atol=1e-4)  # of the same halves
     assert got.dtype == dtype
     assert (got.double() - exact).abs().max() <= 2 * (rounded.double() - exact).abs().max()
     assert (got.double() - exact).norm() <= 2 * (rounded.double() - exact).norm()
@@ -81,8 +87,8 @@ def test_affinities_beyond_the_range_of_half(dtype: torch.dtype) -> None:
     query, key = 300.0 * torch.randn(1, 16, 4, 3).sign(), 300.0 * torch.randn(1, 16, 5).sign()
     value = torch.randn(1, 6, 5).to(dtype)
     query, key = query.to(dtype), key.to(dtype)
-    got = dense_attention(query, key, value, 0.25)
-    expected = dense_attention_reference(query.double(), key.double(), value.double(), 0.25)
+    got, _ = dense_attention(query, key, value, 0.25)
+    expected, _ = dense_attention_reference(query.double(), key.double(), value.double(), 0.25)
     assert torch.einsum("bchw,bcs->bhws", query.float(), key.float()).max() > torch.finfo(torch.float16).max
     assert (got.double() - expected).abs().max() <= 2 * torch.finfo(dtype).eps * value.abs().max()
 
@@ -90,7 +96,8 @@ def test_affinities_beyond_the_range_of_half(dtype: torch.dtype) -> None:
 def test_channels_last_gives_the_same() -> None:
     query, key, value = (tensor.detach() for tensor in random_inputs(7, 5, 11))
     got = dense_attention(query.contiguous(memory_format=torch.channels_last), key, value, SCALE)
-    torch.testing.assert_close(got, dense_attention(query, key, value, SCALE))
+    for mine, plain in zip(got, dense_attention(query, key, value, SCALE), strict=True):
+        torch.testing.assert_close(mine, plain)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -99,7 +106,25 @@ def test_channels_last_gives_the_same() -> None:
 def test_blocks_give_what_the_reference_does(height: int, width: int, keys: int, dtype: torch.dtype) -> None:
     inputs = [tensor.detach().to(dtype) for tensor in random_inputs(height, width, keys)]
     exact = dense_attention_reference(*(tensor.double() for tensor in inputs), SCALE)
-    torch.testing.assert_close(dense_attention(*inputs, SCALE).double(), exact, rtol=1e-5, atol=1e-5)
+    for got, expected in zip(dense_attention(*inputs, SCALE), exact, strict=True):
+        assert got is not None
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "keys"), CASES)
+def test_the_fused_kernel_tells_its_totals(height: int, width: int, keys: int) -> None:
+    query, key, _ = (tensor.detach() for tensor in random_inputs(height, width, keys))
+    got, want = dense_attention(query, key, key, SCALE), dense_attention_reference(query, key, key, SCALE)
+    for mine, exact in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, exact)
+
+
+def test_torch_keeps_the_totals_where_gradients_are_wanted() -> None:
+    query, key, _ = random_inputs(3, 2, 5)
+    context, logsumexp = dense_attention(query, key, key, SCALE)
+    assert context.requires_grad
+    assert logsumexp is None
 
 
 @pytest.mark.parametrize("channels", [4, 6])
