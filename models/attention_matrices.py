@@ -54,8 +54,9 @@ class PyramidMatrix:
 
     def __init__(self, trace: Trace) -> None:
         kept = computed_as(trace)
-        logits = trace.query.to(kept).flatten(1).T @ (trace.key.to(kept) * trace.scale)
-        self._weights = logits.softmax(1)  # [HW, S]
+        # Each anchor's cells side by side: the product takes half the time so.
+        logits = (trace.key.to(kept) * trace.scale).T @ trace.query.to(kept).flatten(1)
+        self._weights = logits.softmax(0)  # [S, HW]
         self._grid, self._scales = trace.grid, trace.pool_scales
 
     @property
@@ -64,7 +65,7 @@ class PyramidMatrix:
 
     def anchors(self, cells: Tensor) -> dict[int, Tensor]:
         """What the cells [H, W], weighted so, look at on average: scale s to [s, s]."""
-        weights = cells.flatten().to(self._weights.dtype) @ self._weights
+        weights = self._weights @ cells.flatten().to(self._weights.dtype)
         return by_scale(weights.double(), self._scales)
 
     def looked_at(self, cells: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class PyramidMatrix:
             for scale in self._scales
         ]
         given = torch.cat([share.flatten() for share in shares]).to(self._weights.dtype)
-        return (self._weights @ given).double().view(self._grid)
+        return (given @ self._weights).double().view(self._grid)
 
 
 # NumPy's einsum: its vecmat and matvec are slower on whole matrices, torch's bmm several times so.

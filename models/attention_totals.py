@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from models.attention_maps import Cell, affinity
-from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
 MOST_EXACT = 1 << 21  # weights that are computed in float64, all of a block together; more are in float32
@@ -25,7 +24,7 @@ ROWS = 256  # of dense attention that are made whole at a time
 
 
 def totals_of(trace: Trace) -> Tensor:
-    """log(sum(exp(scale * query . key))) over all keys that each cell sees: [H, W] float64."""
+    """log(sum(exp(scale * query . key))) over all that each cell of cca, nl or pam sees: [H, W] float64."""
     if trace.logsumexp is not None and not is_exact(trace):
         return trace.logsumexp.double()
     if trace.block != "cca":
@@ -86,27 +85,6 @@ def criss_cross_looking_at(trace: Trace, totals: Tensor, on_cross: Tensor, cell:
     seen[row], seen[:, column] = along_row @ on_row, along_column @ on_column
     seen[cell] += along_row[column] @ on_row - along_row[column, column] * on_row[column]  # itself once
     return seen
-
-
-def pyramid_map_to(trace: Trace, totals: Tensor, cell: Cell, level: int | None = None) -> Tensor:
-    """Which cells look at a cell through the anchors that it is part of, and how much each: [H, W].
-
-    Args:
-        level: through those of this scale alone
-    """
-    shares = torch.cat(
-        [
-            torch.outer(*(pooling_matrix(size, scale)[:, at] for size, at in zip(trace.grid, cell, strict=True)))
-            .mul_(level in (None, scale))
-            .flatten()
-            for scale in trace.pool_scales
-        ]
-    )
-    anchors = shares.nonzero().squeeze(1)  # one to four of each scale
-    kept = computed_as(trace)
-    logits = (trace.key[:, anchors].to(kept) * trace.scale).T @ trace.query.flatten(1).to(kept)
-    weights = logits.sub_(totals.flatten().to(kept)).exp_()
-    return (shares[anchors].to(kept) @ weights).double().view(trace.grid)
 
 
 def dense_map_to(trace: Trace, totals: Tensor, cell: Cell) -> Tensor:

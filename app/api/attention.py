@@ -103,7 +103,7 @@ def is_slow(record: Record, question: Question, derived: Derived) -> bool:
     Raises:
         InvalidParameter: the result has no such block
     """
-    trace, *_ = traces_of(record, question.block)
+    trace = traces_of(record, question.block)[0]
     if trace.block == "cca" or trace.pool_scales or (trace.grid[0] * trace.grid[1]) ** 2 <= MOST_QUICK:
         return False
     if isinstance(question.about, str):
@@ -141,8 +141,8 @@ def _answer(record: Record, question: Question, derived: Derived) -> AttentionMa
 class _Asked:
     """A question together with the traces that it is about: one, or two to compose.
 
-    What a cell looks at is one row of the attention. Who looks at it is a column, which the totals of all rows
-    give. Of a class many are averaged: a product with the matrix.
+    What a cell looks at is one row of the attention, and is computed alone. Who looks at it is a column, which the
+    totals of all rows give. Of a class many rows or columns are averaged: a product with the matrix.
     """
 
     def __init__(self, record: Record, traces: list[Trace], question: Question, derived: Derived) -> None:
@@ -160,18 +160,17 @@ class _Asked:
 
     def of_pyramid(self, level: str) -> tuple[Map, Mapping[str, Map] | None]:
         """Weights through one level or all, and the anchors of all, which only what is looked at has."""
-        trace, one = self._traces[0], None if level == "all" else int(level)
-        if self.cell is not None:
-            if not self._is_from:
-                return attention_totals.pyramid_map_to(trace, self._totals(trace), self.cell, one).numpy(), None
+        trace = self._traces[0]
+        if self._is_from and self.cell is not None:
             anchors = attention_maps.anchor_weights(trace, self.cell)
         else:
             matrix = self._derived.get(self._record.id, _matrix_of(trace), lambda: PyramidMatrix(trace))
             if not self._is_from:
-                return matrix.looking_at(self._given, one).numpy(), None
+                return matrix.looking_at(self._given, None if level == "all" else int(level)).numpy(), None
             anchors = matrix.anchors(self._given)
-        weights = attention_maps.back_projected_map({one: anchors[one]} if one else anchors, trace.grid).numpy()
-        return weights, {str(scale): anchor.numpy() for scale, anchor in anchors.items()}
+        shown = anchors if level == "all" else {int(level): anchors[int(level)]}
+        by_scale = {str(scale): anchor.numpy() for scale, anchor in anchors.items()}
+        return attention_maps.back_projected_map(shown, trace.grid).numpy(), by_scale
 
     def of_cells(self, is_rollout: bool) -> Map:
         if self.cell is not None and self._is_from:

@@ -16,7 +16,6 @@ from models.attention_totals import (
     dense_looked_at,
     dense_looking_at,
     dense_map_to,
-    pyramid_map_to,
     totals_of,
 )
 from models.traces import Block, Trace
@@ -50,16 +49,6 @@ def test_who_looks_at_a_cell_is_a_column(
     totals, map_to = totals_of(trace), criss_cross_map_to if block == "cca" else dense_map_to
     for expected, cell in zip(plain_attention(trace).T, cells(grid), strict=True):
         assert_is(map_to(trace, totals, cell), expected, grid)
-
-
-@pytest.mark.parametrize("grid", [(9, 12), *GRIDS])
-def test_who_looks_at_a_cell_through_a_pyramid(grid: tuple[int, int], plain_attention: Plain) -> None:
-    trace = Trace("apnb", 1, torch.randn(4, *grid), torch.randn(4, 110), 0.5, (1, 3, 6, 8))
-    totals = totals_of(trace)
-    for expected, cell in zip(plain_attention(trace).T, cells(grid), strict=True):
-        assert_is(pyramid_map_to(trace, totals, cell), expected, grid)
-        levels = torch.stack([pyramid_map_to(trace, totals, cell, level) for level in (1, 3, 6, 8)])
-        assert_is(levels.sum(0), expected, grid)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
