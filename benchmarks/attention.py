@@ -36,13 +36,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.engine.memory import reuse_heap
 from benchmarks.forward import measure
-from benchmarks.heads import Cost, Part, Run, count_flops, count_parameters, peak_memory
+from benchmarks.heads import Cost, Part, Run, attention_by_map, count_flops, count_parameters, peak_memory
 from benchmarks.machine import describe
 from models.folding import fold_batch_norm
 from models.heads.ann import PyramidAttention
 from models.heads.ccnet import CrissCrossAttention
 from models.heads.danet import PositionAttention
-from models.ops.attention import Attend, dense_attention, dense_attention_reference
+from models.ops.attention import Attend, dense_attention
 
 PLAIN = "nonlocal, map kept"
 GRIDS = {"97x97": (97, 97), "96x96": (96, 96), "128x128": (128, 128), "128x256": (128, 256)}
@@ -116,7 +116,7 @@ def blocks_of(sizes: Sizes) -> dict[str, nn.Module]:
         "afnb": pyramid(PyramidAttention, channels // 2, shared=False),
     }
     blocks[PLAIN].load_state_dict(blocks["nonlocal"].state_dict())
-    blocks[PLAIN].attend = dense_attention_reference
+    blocks[PLAIN].attend = attention_by_map
     return {name: block.eval() for name, block in blocks.items()}
 
 
@@ -133,7 +133,7 @@ def parts_of(sizes: Sizes, grid: tuple[int, int], device: torch.device, *, folds
         def run() -> object:
             y = x
             for _ in range(recurrence):
-                y, _, _ = on["rcca"](y)
+                y, _ = on["rcca"](y)
             return y
 
         return run

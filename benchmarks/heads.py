@@ -24,18 +24,20 @@ ANN's other block, AFNB, is in its head's figures only: it fuses two stages, whi
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.forward import SIZE, measure
 from models.folding import fold_batch_norm
@@ -104,23 +106,33 @@ def attention_parts(blocks: Mapping[str, nn.Module], x: Tensor) -> dict[str, Par
         first = cca(x)
         return first, cca(first[0])
 
-    def keeping_the_map() -> object:
-        with sdpa_kernel(SDPBackend.MATH):
-            return nl(x)
+    plain: Any = copy.copy(nl)
+    plain.attend = attention_by_map
 
     return {
         "ccnet": Part(count_parameters(cca), twice),
         "ann": Part(count_parameters(apnb), lambda: apnb(x, x)),
         "nonlocal": Part(count_parameters(nl), lambda: nl(x)),
-        PLAIN: Part(count_parameters(nl), keeping_the_map),
+        PLAIN: Part(count_parameters(nl), lambda: plain(x)),
     }
 
 
+def attention_by_map(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, None]:
+    """Dense attention as the papers' authors run it, its whole map in memory; arguments as of `dense_attention`."""
+    affinity = scale * torch.einsum("bchw,bcs->bhws", query, key)
+    return torch.einsum("bhws,bvs->bvhw", affinity.softmax(-1), value), None
+
+
 def count_flops(run: Run) -> int:
-    # torch counts nothing for the CPU's fused attention; written out, it is the same products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # torch counts nothing for the CPU's fused attention, which is the same products as any other.
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_fused}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=fused) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def _count_fused(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
