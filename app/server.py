@@ -17,7 +17,10 @@ from app.settings import Settings
 
 # Once the engine has answered everyone, all that is left is to send these answers.
 SENDING_TIMEOUT = 5
-# Of the port's second file: above those of connections, and below 1024, which is what systems allow by themselves.
+# Whom the last answers set free come again at once: they shall be refused in words, not find the port closing on them.
+STILL_LISTENING = 0.2
+# Of the port's second file: above those of some thousand connections, and below 1024, the limit that systems have by
+# themselves.
 HIGH_NUMBER = 1000
 
 
@@ -49,10 +52,12 @@ class Server(uvicorn.Server):
         """
         await super().startup(sockets)
         if sys.platform == "linux":
+            import fcntl  # other systems may have none
+
             listeners = [listener for server in self.servers for listener in server.sockets]
             with suppress(OSError):  # fewer files are allowed: it is as it would be by itself
-                for number, listener in enumerate(listeners, HIGH_NUMBER):
-                    self._copies.append(os.dup2(listener.fileno(), number, inheritable=False))
+                for listener in listeners:  # each the first number that is free from there on
+                    self._copies.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH_NUMBER))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._give_notice()
@@ -61,6 +66,8 @@ class Server(uvicorn.Server):
         while not self.force_exit and not drained.done():
             await asyncio.wait([drained], timeout=0.1)
         drained.cancel()
+        if not self.force_exit:
+            await asyncio.sleep(STILL_LISTENING)
         for copy in self._copies:
             os.close(copy)
         self._copies.clear()

@@ -135,7 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", help=", ".join(names))
     wanted = parser.parse_args().rows or names
-    rows = json.loads(RESULTS.read_text())["mb"] if RESULTS.exists() else {}
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"mb": {}, "commits": {}}
+    rows, commits = known["mb"], known["commits"]
     for name in wanted:
         rows[name] = measure(bundled if name == ALL else [name])
         print(name, rows[name], flush=True)
@@ -144,8 +145,14 @@ def main() -> None:
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(str(row.get(column, '')) for column in columns)} |")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    versions = {"seglens": __version__, "commit": git.stdout.strip(), "python": platform.python_version()}
-    document = {"versions": versions | {"torch": torch.__version__}, "machine": machine(), "mb": rows}
+    commits |= dict.fromkeys(wanted, git.stdout.strip())  # rows may be of several runs
+    versions = {"seglens": __version__, "python": platform.python_version()}
+    document = {
+        "versions": versions | {"torch": torch.__version__},
+        "machine": machine(),
+        "commits": commits,
+        "mb": rows,
+    }
     RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -117,6 +117,17 @@ async def test_what_cannot_be_finished_is_told_so() -> None:
         assert served.services.engine.is_stuck, "the device has the image still"
 
 
+async def test_whom_the_last_answer_sets_free_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.server.STILL_LISTENING", 2)
+    async with running(drain_timeout=60) as served:
+        request = await served.accepted()
+        await served.asked_to_exit()
+        served.device.gate.set()
+        assert (await request).status_code == 200
+        async with httpx.AsyncClient(base_url=served.client.base_url, timeout=60) as newcomer:
+            assert_not_ready(await newcomer.post("/segment", content=picture()))
+
+
 async def test_a_server_that_gives_notice_takes_requests_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     async with running(drain_timeout=60, drain_notice=4) as served:

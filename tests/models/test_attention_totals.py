@@ -18,6 +18,10 @@ from models.attention_totals import (
     dense_map_to,
     totals_of,
 )
+from models.heads.ccnet import CCHead
+from models.heads.danet import DAHead
+from models.heads.fcn import Head
+from models.heads.non_local import NonLocalHead
 from models.traces import Block, Trace
 
 GRIDS = [(5, 7), (7, 5), (6, 6), (1, 9), (9, 1), (1, 1), (2, 3)]
@@ -84,6 +88,18 @@ def test_the_networks_own_totals_are_taken_where_they_are_as_exact(
     monkeypatch.setattr("models.attention_totals.MOST_EXACT", 0)
     assert trace.logsumexp is not None
     assert torch.equal(totals_of(trace), trace.logsumexp.double())
+
+
+@pytest.mark.parametrize(
+    "head", [CCHead(24, 32, 5), NonLocalHead(24, 32, 5), DAHead(24, 32, 5)], ids=lambda head: type(head).__name__
+)
+@torch.inference_mode()
+def test_heads_hand_on_what_each_image_s_softmax_divided_by(head: Head) -> None:
+    _, traces = head.eval()({"c4": torch.randn(2, 24, 7, 9)})
+    for one in (trace.of_image(index) for trace in traces for index in range(2)):
+        assert one.logsumexp is not None
+        made = totals_of(replace(one, logsumexp=None))
+        torch.testing.assert_close(one.logsumexp.double(), made, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
