@@ -60,7 +60,7 @@ class FusedConv(nn.Module):
         self._dtype = dtype
         self._out_dtype = out_dtype or dtype
         self._name, self._scalars = _onednn_name(activation)
-        self.activation = nn.Identity() if self._name != "none" else activation
+        self.activation = None if self._name != "none" or isinstance(activation, nn.Identity) else activation
 
     def forward(self, x: Tensor, *, pads_rows: bool = True) -> Tensor:
         """
@@ -70,9 +70,15 @@ class FusedConv(nn.Module):
         (above, beside), *others = self.geometry
         padding = [above if pads_rows else 0, beside]
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x.to(self._dtype), self.weight, self.bias, padding, *others, self._name, self._scalars, ""
+            _in(x, self._dtype), self.weight, self.bias, padding, *others, self._name, self._scalars, ""
         )
-        return self.activation(out.to(self._out_dtype))  # type: ignore[no-any-return]
+        out = _in(out, self._out_dtype)
+        return out if self.activation is None else self.activation(out)
+
+
+def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # torch's own look at the type costs as much as a small operator, and gives up the interpreter's lock.
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> None:

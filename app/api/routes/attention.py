@@ -7,7 +7,7 @@ import hashlib
 from functools import partial
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app import __version__
@@ -18,6 +18,7 @@ from app.api.derived import Derived
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems
 from app.api.negotiation import negotiate
+from app.api.parameters import describe_query, from_query
 from app.api.record import Record
 from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
 from app.api.routes.results import find
@@ -92,12 +93,13 @@ class AttentionQuery(BaseModel):
         304: {"description": "As the `ETag` in `If-None-Match`."},
         **problems(404, 406, 422, 429, 503, 504),
     },
+    openapi_extra=describe_query(AttentionQuery),
 )
 async def get_attention(
     result_id: str,
     request: Request,
     services: ServicesDep,
-    query: Annotated[AttentionQuery, Query()],
+    query: Annotated[AttentionQuery, Depends(from_query(AttentionQuery))],
     accept: Annotated[str | None, Header()] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:

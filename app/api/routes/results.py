@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Response
 
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
+from app.api.parameters import describe_query, from_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, choose_format, render_file, render_json
 from app.api.schemas import ResultQuery, SegmentReply
@@ -21,11 +22,12 @@ router = APIRouter()
     summary="Fetch a result again",
     response_model=SegmentReply,
     responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
+    openapi_extra=describe_query(ResultQuery),
 )
 async def get_result(
     result_id: str,
     services: ServicesDep,
-    query: Annotated[ResultQuery, Query()],
+    query: Annotated[ResultQuery, Depends(from_query(ResultQuery))],
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     record = find(services, result_id)

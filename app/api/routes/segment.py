@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, announced_bytes, read_image
@@ -21,6 +21,7 @@ from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connecte
 from app.api.errors import problems, to_problem
 from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
+from app.api.parameters import describe_query, from_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
@@ -42,12 +43,12 @@ Failures = Mapping[str, ServiceError]  # by model
         200: {"content": CONTENT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
     },
-    openapi_extra=OPENAPI_BODY,
+    openapi_extra={**OPENAPI_BODY, **describe_query(SegmentQuery)},
 )
 async def segment(
     request: Request,
     services: ServicesDep,
-    query: Annotated[SegmentQuery, Query()],
+    query: Annotated[SegmentQuery, Depends(from_query(SegmentQuery))],
     accept: Annotated[str | None, Header()] = None,
     x_request_timeout_seconds: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
 ) -> Response:
