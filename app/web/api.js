@@ -67,8 +67,8 @@ export function segment(picture, models, onProgress, signal) {
 }
 
 /** The float64 matrix of an NPY file, little-endian and row by row, as /attention sends it. */
-export async function getArray(url) {
-  const buffer = await (await get(url)).arrayBuffer();
+export async function getArray(url, options) {
+  const buffer = await (await get(url, options)).arrayBuffer();
   const view = new DataView(buffer);
   const wide = view.getUint8(6) > 1; // the format's version 2 has a longer header length
   return new Float64Array(buffer.slice(wide ? 12 + view.getUint32(8, true) : 10 + view.getUint16(8, true)));

@@ -2,13 +2,14 @@
 
 import { Problem, getJson, segment } from "/web/api.js";
 import { Comparison } from "/web/compare.js";
-import { fillDownloads } from "/web/downloads.js";
+import { closeable, fillDownloads } from "/web/downloads.js";
 import { Inspector } from "/web/inspector.js";
 import { fillLatency } from "/web/latency.js";
 import { DEFAULTS, readLink, writeLink } from "/web/link.js";
 import { bindSettings, viewOf } from "/web/settings.js";
 import { listenForPictures } from "/web/intake.js";
-import { fetchPicture, readMask, readPicture } from "/web/picture.js";
+import { fetchPicture, readPicture } from "/web/picture.js";
+import { sourceOf, toResult } from "/web/results.js";
 
 const byId = (id) => document.getElementById(id);
 const link = readLink(location.hash);
@@ -39,25 +40,9 @@ function showBusy(text, share = null) {
   else byId("progress").value = share;
 }
 
-/** Says so if it takes long: dense attention of many cells may take seconds, the first time. */
-async function patiently(work) {
-  const said = "Computing the attention";
-  let isShown = false;
-  const timer = setTimeout(() => {
-    isShown = byId("busy").hidden; // what a newer picture has to say comes first
-    if (isShown) showBusy(said);
-  }, 600);
-  try {
-    return await work;
-  } finally {
-    clearTimeout(timer);
-    if (isShown && byId("status").textContent === said) showBusy("");
-  }
-}
-
 function showProblem(error) {
+  if (error.name === "AbortError") return; // something newer is under way, and says so itself
   showBusy("");
-  if (error.name === "AbortError") return;
   const expired = error.type === "result-expired";
   byId("problem").hidden = false;
   byId("problem").dataset.type = error.type ?? "page";
@@ -66,7 +51,7 @@ function showProblem(error) {
     ? `The server keeps results for a while only: ${error.message}. Choose the picture again; your settings are kept.`
     : error.message;
   byId("problem-id").textContent = error.instance ? `request ${error.instance}` : "";
-  if (!(error.type || error.name === "AbortError")) console.error(error); // a bug of the page's own
+  if (!error.type) console.error(error); // a bug of the page's own
 }
 
 const guarded = (action) => async (...values) => {
@@ -80,31 +65,35 @@ const guarded = (action) => async (...values) => {
 
 // ---- from a picture to results ------------------------------------------------------------------------------------
 
+/** Until it has succeeded, all stays as it was. */
 async function open(file) {
   state.abort.abort();
-  Object.assign(state, { abort: new AbortController(), file, picture: null, results: new Map(), about: null });
+  state.abort = new AbortController();
   byId("problem").hidden = true;
   const { signal } = state.abort;
   showBusy("Reading the picture");
-  const picture = await readPicture(file);
+  const fresh = { file, picture: await readPicture(file), results: new Map(), about: null };
   if (signal.aborted) return;
-  state.picture = picture;
-  await need(state.comparing ? comparable() : [state.model]);
-  if (!signal.aborted) showAll();
+  await need(wanted(), fresh);
+  Object.assign(state, fresh);
+  showAll();
 }
 
-/** Has the picture segmented by those of the models that haven't done it yet. */
-async function need(names) {
+const wanted = () => (state.comparing ? comparable() : [state.model]);
+
+/** Has a picture segmented by those of the models that haven't done it yet: {file, picture, results}. */
+async function need(names, work = state) {
   const { signal } = state.abort;
-  const missing = names.filter((name) => !state.results.has(name));
+  const { results } = work;
+  const missing = names.filter((name) => !results.has(name));
   if (!missing.length) return;
   const who = missing.length > 1 ? `${missing.length} models are` : `${modelNamed(missing[0]).title} is`;
   const onProgress = (share) => (share < 1 ? showBusy("Uploading", share) : showBusy(`${who} at work`));
   onProgress(0);
-  const { replies, failures, elapsed } = await segment(await source(), missing, onProgress, signal);
-  const results = await Promise.all(replies.map((reply) => toResult(reply, missing.length > 1 ? null : elapsed)));
+  const { replies, failures, elapsed } = await segment(await sourceOf(work), missing, onProgress, signal);
+  const made = await Promise.all(replies.map((reply) => toResult(reply, modelNamed(reply.model), work, missing.length > 1 ? null : elapsed)));
   if (signal.aborted) throw new DOMException("a newer picture was chosen", "AbortError");
-  for (const result of results) state.results.set(result.model.name, result);
+  for (const result of made) results.set(result.model.name, result);
   showBusy("");
   if (failures.length) showProblem(failureOf(failures));
 }
@@ -115,43 +104,27 @@ function failureOf([{ model, problem }, ...others]) {
   return new Problem({ ...problem, title: `${modelNamed(model).title}: ${problem.title}`, detail: problem.detail + more });
 }
 
-/** The picture's file; of one that came by a link, what the server has of it. */
-async function source() {
-  if (!state.file) {
-    const [first] = state.results.values();
-    state.file = await (await fetch(`/results/${first.id}?format=overlay&alpha=0`)).blob();
-  }
-  return state.file;
-}
-
-async function toResult(reply, elapsed = null) {
-  const without = { image: reply.image, blocks: [], classes: [] }; // of a model without maps, or of several windows
-  const [info, mask] = await Promise.all([
-    reply.links.attention ? getJson(`/attention/${reply.id}/info`) : without,
-    readMask(reply.segmentation_mask, reply.image),
-  ]);
-  // Also where this browser reads a format not at all, or turns the picture another way than the server.
-  const { picture } = state;
-  if (picture?.width !== reply.image.width || picture?.height !== reply.image.height) state.picture = await fetchPicture(reply.id);
-  return { id: reply.id, model: modelNamed(reply.model), reply, info, mask, elapsed };
-}
-
 /** Results as their models are listed, in whichever order they came. */
 const inOrder = () => state.models.map(({ name }) => state.results.get(name)).filter(Boolean);
 
 const isReady = (model) => model.state === "ready";
 const comparable = () => state.models.filter(isReady).map(({ name }) => name);
 
+/** Those that are looked at. */
+const inView = () => (state.comparing ? inOrder() : [state.results.get(state.model)]);
+
 const modelNamed = (name) => state.models.find((model) => model.name === name);
 
 // ---- showing ------------------------------------------------------------------------------------------------------
 
-const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce, patiently };
+const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce };
 const inspector = new Inspector(view, handlers);
-const comparison = new Comparison(byId("many"), view, handlers);
+const comparison = new Comparison(byId("cards"), view, handlers);
 const stage = () => (state.comparing ? comparison : inspector);
 
 function showAll() {
+  const results = inView();
+  if (!results[0]) return; // another model was chosen meanwhile, which is at work
   byId("start").hidden = true;
   byId("work").hidden = false;
   byId("one").hidden = state.comparing;
@@ -159,15 +132,16 @@ function showAll() {
   byId("compare").setAttribute("aria-pressed", String(state.comparing));
   byId("model").value = state.model;
   byId("model").disabled = state.comparing;
-  const result = state.results.get(state.model);
-  if (state.comparing) comparison.show(inOrder(), state.picture);
-  else inspector.show(result, state.picture);
-  fillLatency(byId("latency"), state.comparing ? inOrder() : [result]);
+  byId("settings").classList.toggle("mask-only", results.every(({ info }) => !info.blocks.length));
+  byId("share").hidden = !results.every(({ isKept }) => isKept);
+  if (state.comparing) comparison.show(results, state.picture);
+  else inspector.show(results[0], state.picture);
+  fillLatency(byId("latency"), results);
   // In reach of both: under the large pictures, or under all models' columns.
   if (state.comparing) byId("many").after(byId("settings"));
   else byId("classes-part").before(byId("settings"));
   const isThere = ({ info }) => info.classes.some(({ name }) => name === state.about.class);
-  if (!state.about || (state.about.class && !(state.comparing ? inOrder() : [result]).some(isThere))) {
+  if (!state.about || (state.about.class && !results.some(isThere))) {
     state.about = { x: Math.floor(state.picture.width / 2), y: Math.floor(state.picture.height / 2) };
   }
   look(state.about);
@@ -181,9 +155,8 @@ async function look(about) {
     await stage().follow(about);
   } catch (error) {
     if (error.type !== "result-expired" || !state.file) return showProblem(error);
-    const names = [...state.results.keys()];
-    state.results.clear();
-    await guarded(async () => { await need(names); showAll(); })();
+    const fresh = { file: state.file, picture: state.picture, results: new Map() };
+    await guarded(async () => { await need([...state.results.keys()], fresh); Object.assign(state, fresh); showAll(); })();
   }
   return null;
 }
@@ -207,7 +180,7 @@ function noteChange() { // browsers stop pages that change their address at ever
 
 function linkValues() {
   const { x = "", y = "", class: name = "" } = state.about ?? {};
-  const ids = inOrder().map(({ id }) => id).join(",");
+  const ids = inOrder().filter(({ isKept }) => isKept).map(({ id }) => id).join(",");
   const isDefault = modelNamed(state.model)?.default;
   return { ...view.toLink(), view: state.comparing ? "many" : DEFAULTS.view, model: isDefault ? "" : state.model, x, y, class: name, ids };
 }
@@ -215,8 +188,16 @@ function linkValues() {
 // ---- the controls -------------------------------------------------------------------------------------------------
 
 async function switchTo(model, comparing) {
+  const before = { model: state.model, comparing: state.comparing };
   Object.assign(state, { model, comparing });
-  await need(comparing ? comparable() : [model]);
+  try {
+    await opening;
+    await need(wanted());
+  } catch (error) {
+    if (error.name !== "AbortError") Object.assign(state, before); // which is still on show
+    byId("model").value = state.model;
+    throw error;
+  }
   showAll();
 }
 
@@ -240,7 +221,7 @@ async function restore() {
   showBusy("Fetching the result");
   const replies = await Promise.all(link.ids.split(",").map((id) => getJson(`/results/${encodeURIComponent(id)}?format=json`)));
   state.picture = await fetchPicture(replies[0].id);
-  for (const reply of replies) state.results.set(reply.model, await toResult(reply));
+  for (const reply of replies) state.results.set(reply.model, await toResult(reply, modelNamed(reply.model), state));
   if (!state.results.has(state.model)) state.model = replies[0].model;
   if (link.class) state.about = { class: link.class };
   else if (link.x && link.y) state.about = { x: Number(link.x), y: Number(link.y) };
@@ -266,10 +247,18 @@ async function begin() {
 }
 
 bindSettings(view, restyle);
+closeable(byId("menu"));
 byId("model").addEventListener("change", guarded((event) => switchTo(event.target.value, false)));
 byId("compare").addEventListener("click", guarded(() => switchTo(state.model, !state.comparing)));
 byId("share").addEventListener("click", guarded(copyLink));
 byId("another").addEventListener("click", startOver);
 byId("problem-close").addEventListener("click", () => { byId("problem").hidden = true; });
 const ready = guarded(begin)();
-listenForPictures(guarded(async (file) => { await ready; await open(await file); }));
+const receive = guarded(async (file) => { await ready; await open(await file); });
+let opening = Promise.resolve(); // until the newest picture is there, or has failed
+listenForPictures((file) => { opening = receive(file); });
+byId("brighter").addEventListener("click", (event) => {
+  byId("norm").value = event.target.value;
+  byId("norm").dispatchEvent(new Event("input"));
+  byId("norm").focus({ preventScroll: true }); // the button is gone
+});

@@ -5,9 +5,9 @@ import { getArray, getJson } from "/web/api.js";
 const KEPT_BYTES = 64 << 20;
 const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local", pam: "Position attention" };
 const EXPLAINED = {
-  "cca:1": "One pass: its own row and column.",
-  "cca:2": "The second pass, alone.",
-  "cca:composed": "Both passes: their exact product.",
+  "cca:1": "One pass: a cell looks along its own row and column.",
+  "cca:2": "The second pass alone, again along row and column.",
+  "cca:composed": "Both passes, multiplied out: by way of a crossing, a cell reaches every other.",
   "afnb:all": "Pyramid attention from high to low features.",
   "apnb:all": "Pyramid attention over 110 anchors.",
   "nl:": "Dense attention: every cell against every other.",
@@ -25,7 +25,7 @@ function choice(block, part, value, title) {
 function rollout(block) {
   const made = choice(block, "step", "composed", "Rollout");
   made.parameters.compose = "rollout";
-  return { ...made, key: "cca:rollout", hint: "Both passes, with residuals." };
+  return { ...made, key: "cca:rollout", hint: "Both passes with their residuals, by which a cell keeps a part of itself." };
 }
 
 /** All maps of a result's /info, in the network's order. */
@@ -41,7 +41,11 @@ export function choicesOf(info) {
   });
 }
 
-export const NO_ATTENTION = "There is no attention to show: this model has no maps, or it looked at the picture in several windows.";
+const NO_ATTENTION = "There is no attention to show: this model has no maps, or it looked at the picture in several windows.";
+const NOT_KEPT = "The server has no room to keep this result, so there is no attention to show and no link to it. A smaller picture may fit.";
+
+/** Why a result has no maps. */
+export const whyNone = ({ isKept }) => (isKept ? NO_ATTENTION : NOT_KEPT);
 
 /** The map to begin with: all that the last block does; null if there are no maps. */
 export function mainOf(choices) {
@@ -74,9 +78,10 @@ export class Maps {
 
   /**
    * @param about {x, y}, or {class} for the average over its pixels
+   * @param signal of an AbortController, for when nobody waits for the map any more
    * @returns {{weights, rows, columns, cell, anchors}} cell only of a point; anchors only for pyramid blocks: {scale: [s][s]}
    */
-  async fetch(result, choice, about, direction) {
+  async fetch(result, choice, about, direction, signal) {
     const cell = about.class ? null : cellOf(about, result.info.image, choice.grid);
     const key = [result.id, choice.key, direction, about.class ?? `${cell.row},${cell.column}`].join();
     const kept = this.#kept.get(key);
@@ -84,8 +89,8 @@ export class Maps {
     const asked = { ...about, ...choice.parameters, ...(direction === "to" && { direction }) };
     const wantsAnchors = choice.parameters.level === "all" && direction !== "to";
     const [weights, numbers] = await Promise.all([
-      getArray(attentionUrl(result.id, asked, "npy")),
-      wantsAnchors ? getJson(attentionUrl(result.id, { ...asked, weights: false }, "json")) : null,
+      getArray(attentionUrl(result.id, asked, "npy"), { signal }),
+      wantsAnchors ? getJson(attentionUrl(result.id, { ...asked, weights: false }, "json"), { signal }) : null,
     ]);
     const map = { weights, rows: choice.grid.height, columns: choice.grid.width, cell, anchors: numbers?.anchors };
     this.#keep(key, map);
@@ -162,6 +167,17 @@ function countCells(mask, rows, columns) {
     const total = [...cell.values()].reduce((sum, count) => sum + count, 0);
     return [...cell].map(([id, count]) => [id, count / total]);
   });
+}
+
+/** Has a panel say so if its map takes long: dense attention of many cells may take seconds, the first time. */
+export async function patiently(panel, work) {
+  const timer = setTimeout(() => panel.showWait("Computing the attention"), 600);
+  try {
+    return await work;
+  } finally {
+    clearTimeout(timer);
+    panel.showWait("");
+  }
 }
 
 /** Runs `work` on the newest of what it is given, one at a time: what comes meanwhile replaces what waits. */

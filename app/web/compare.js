@@ -1,6 +1,6 @@
 // Several models on one picture: their masks, where they disagree, and the attention of the same point.
 
-import { Maps, NO_ATTENTION, byClass, choicesOf, mainOf, newestOnly, statistics } from "/web/attention.js";
+import { Maps, byClass, choicesOf, mainOf, newestOnly, patiently, statistics, whyNone } from "/web/attention.js";
 import { percent } from "/web/heat.js";
 import { colorOf, nameOf, paintMap, weightAt } from "/web/inspector.js";
 import { fillLegend } from "/web/legend.js";
@@ -19,15 +19,16 @@ function figuresOf({ reply, model: { miou } }) {
 }
 
 export class Comparison {
-  constructor(target, view, { onPoint, announce, patiently }) {
-    Object.assign(this, { target, view, onPoint, announce, patiently });
+  constructor(target, view, { onPoint, announce }) {
+    Object.assign(this, { target, view, onPoint, announce });
     this.maps = new Maps();
     this.columns = [];
-    this.follow = newestOnly((about) => this.#look(about));
+    this.abort = new AbortController();
   }
 
   show(results, picture) {
-    Object.assign(this, { results, picture });
+    this.abort.abort(); // what the last ones still compute
+    Object.assign(this, { results, picture, abort: new AbortController() });
     this.columns = results.map((result) => this.#column(result));
     const cards = this.columns.map(({ card }) => card);
     this.target.replaceChildren(...cards, ...(results.length > 1 ? [this.#disagreement()] : []));
@@ -43,14 +44,15 @@ export class Comparison {
   #column(result) {
     const size = result.info.image;
     const choice = mainOf(choicesOf(result.info));
-    const column = { result, choice, map: null };
+    const column = { result, choice, map: null, about: null };
+    column.follow = newestOnly((about) => this.#look(column, about));
     column.mask = this.#panel(`The mask of ${short(result)}`, (pixel) => pixel && nameOf(result, classAt(result.mask, size, pixel)));
     column.heat = this.#panel(`Attention of ${short(result)}`, (pixel) => pixel && column.map && percent(weightAt(column.map, size, pixel)));
     column.reads = element("p", { className: "reads" });
     column.card = element("article", { className: "card", dataset: { model: result.model.name } },
-      element("h3", {}, short(result), element("small", {}, figuresOf(result))),
+      element("h3", {}, short(result), " ", element("small", {}, figuresOf(result))),
       column.mask.element,
-      element("h4", {}, "Attention: ", choice ? KINDS[choice.block] : "none"),
+      element("h4", {}, "Attention: ", choice ? KINDS[choice.block] : result.isKept ? "none" : "not kept"),
       ...(choice ? [column.heat.element] : []), column.reads);
     return column;
   }
@@ -63,46 +65,50 @@ export class Comparison {
     }
   }
 
-  async #look(about) {
-    const { columns, view } = this;
+  /** Marks a point or a class at once; each model's map comes as soon as it can, and waits for no other's. */
+  async follow(about) {
+    const { columns } = this;
     const point = about.class ? null : about;
-    const has = ({ info }) => !about.class || info.classes.some(({ name }) => name === about.class);
     const anyGrid = columns.find(({ choice }) => choice)?.choice.grid ?? columns[0].result.info.image;
     for (const { mask, heat, choice } of columns) {
       for (const panel of [mask, heat]) panel.mark(point, choice?.grid ?? anyGrid, Boolean(choice?.hasCross));
     }
     this.different?.mark(point, anyGrid, false);
-    const found = await this.patiently(Promise.all(columns.map(({ result, choice }) =>
-      (choice && has(result) ? this.maps.fetch(result, choice, about, view.direction) : null))));
-    if (columns !== this.columns) return;
-    columns.forEach((column, index) => { column.map = found[index]; });
-    this.about = about;
-    this.paint();
-    if (about.class) {
-      this.announce(`All of ${about.class}.`);
-      return;
-    }
-    const said = columns.map(({ result }) => `${short(result)}: ${nameOf(result, classAt(result.mask, result.info.image, point))}`);
-    this.announce(`Point ${point.x}, ${point.y}. ${said.join(", ")}.`);
+    await Promise.all(columns.map((column) => column.follow(about)));
+    const classOf = ({ result }) => `${short(result)}: ${nameOf(result, classAt(result.mask, result.info.image, point))}`;
+    this.announce(point ? `Point ${point.x}, ${point.y}. ${columns.map(classOf).join(", ")}.` : `All of ${about.class}.`);
+  }
+
+  async #look(column, about) {
+    const { result, choice, heat } = column;
+    const { abort: { signal }, view: { direction } } = this;
+    const has = !about.class || result.info.classes.some(({ name }) => name === about.class);
+    const map = choice && has ? await patiently(heat, this.maps.fetch(result, choice, about, direction, signal)) : null;
+    if (signal.aborted) return;
+    Object.assign(column, { map, about });
+    this.#paintColumn(column);
   }
 
   paint() {
-    for (const { map, heat, choice, reads, result } of this.columns) {
-      if (!map) {
-        heat.overlay.width = 1;
-        delete heat.overlay.dataset.cell;
-        if (!choice) reads.textContent = NO_ATTENTION;
-        else reads.textContent = this.about?.class ? `No pixel is ${this.about.class}.` : "";
-        continue;
-      }
-      paintMap(heat, map, this.view, { key: choice.key });
-      const { entropy, onCross } = statistics(map);
-      const most = byClass(map, result.mask).slice(0, 2).filter(({ share }) => share > 0.001)
-        .map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
-      const verb = this.view.direction === "to" ? "Looked at from" : "Looks at";
-      const cross = onCross === null ? "" : `, ${percent(onCross)} on its row and column`;
-      reads.textContent = `${verb} ${most.join(", ")}; as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells${cross}.`;
+    for (const column of this.columns) if (column.about) this.#paintColumn(column);
+  }
+
+  #paintColumn({ map, heat, choice, reads, result, about }) {
+    if (!map) {
+      heat.overlay.width = 1;
+      delete heat.overlay.dataset.cell;
+      reads.textContent = choice ? `No pixel is ${about.class}.` : whyNone(result);
+      return;
     }
+    paintMap(heat, map, this.view, { key: choice.key });
+    const { entropy, onCross } = statistics(map);
+    const most = byClass(map, result.mask).slice(0, 2).filter(({ share }) => share > 0.001)
+      .map(({ id, share }) => `${nameOf(result, id)} ${percent(share)}`);
+    const subject = about.class ? `All of ${about.class}` : `The point (${nameOf(result, classAt(result.mask, result.info.image, about))})`;
+    const verb = this.view.direction === "to" ? "is looked at from" : "looks at";
+    const cross = onCross === null ? "" : `, ${percent(onCross)} on its row and column`;
+    const spread = `as wide as ${Math.round(2 ** entropy)} of ${map.weights.length} cells`;
+    reads.textContent = `${subject} ${verb} ${most.join(", ")}; ${spread}${cross}.`;
   }
 
   #disagreement() {
@@ -115,7 +121,7 @@ export class Comparison {
     const rows = pairs.map(({ names, share: part, most }) => element("li", {},
       element("b", {}, percent(part)), ` ${names.join(" and ")}`, element("small", {}, most ? `mostly ${most}` : "")));
     return element("article", { className: "card disagreement" },
-      element("h3", {}, "Where they differ", element("small", {}, `${percent(share)} of pixels`)),
+      element("h3", {}, "Where they differ", " ", element("small", {}, `${percent(share)} of pixels`)),
       this.different.element, element("ul", { className: "pairs" }, ...rows), this.#legend());
   }
 

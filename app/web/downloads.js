@@ -6,6 +6,27 @@ import { element } from "/web/panel.js";
 export function fillDownloads(list, { results, model, about }, view) {
   const result = results.get(model);
   if (!result) return;
+  const entries = result.isKept ? entriesOf(result, about, view) : [
+    ["Mask, class ids", "png", `data:image/png;base64,${result.reply.segmentation_mask}`], // all that there is of it
+  ];
+  list.replaceChildren(...entries.map(([title, kind, href]) => {
+    const download = `${model}-${title.toLowerCase().replace(/[^a-z]+/g, "-")}.${kind}`;
+    return element("li", {}, element("a", { href, download }, title, element("small", {}, kind.toUpperCase())));
+  }));
+}
+
+/** Has a menu, which is a <details>, close by Escape and by a click elsewhere, as menus do. */
+export function closeable(menu) {
+  document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+}
+
+/** Of what the server keeps: [title, kind, address]. */
+function entriesOf(result, about, view) {
   const entries = [
     ["Mask, class ids", "png", `/results/${result.id}?format=png`],
     ["Mask, in colours", "png", `/results/${result.id}?format=palette`],
@@ -23,8 +44,5 @@ export function fillDownloads(list, { results, model, about }, view) {
       ["Attention, all numbers", "json", attentionUrl(result.id, asked, "json")],
     );
   }
-  list.replaceChildren(...entries.map(([title, kind, href]) => {
-    const download = `${model}-${title.toLowerCase().replace(/[^a-z]+/g, "-")}.${kind}`;
-    return element("li", {}, element("a", { href, download }, title, element("small", {}, kind.toUpperCase())));
-  }));
+  return entries;
 }

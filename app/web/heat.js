@@ -4,6 +4,7 @@ import { COLORMAPS } from "/web/colormaps.js";
 
 const MAX_GAIN = 100; // the colours never end below this part of the largest weight
 const DECADES = 4; // of a logarithmic scale
+const DIM = 0.1; // of the way through the colours: below that a cell can't be told from one without weight
 const WIDEST = 320; // pixels: enough for a smooth look, few enough to paint while a finger moves
 
 /**
@@ -50,6 +51,19 @@ function countUpTo(sorted, weight) {
     else high = middle;
   }
   return low;
+}
+
+/** The cells that are bright enough to see: {count, share of the weight, isAll if no other cell has any}. */
+export function brightest(weights, toShare) {
+  let [count, positive, seen, sum] = [0, 0, 0, 0];
+  for (const weight of weights) {
+    sum += weight;
+    positive += weight > 0;
+    if (toShare(weight) < DIM) continue;
+    count += 1;
+    seen += weight;
+  }
+  return { count, share: seen / sum, isAll: count >= positive };
 }
 
 /** Paints weights [rows, columns] onto a canvas: one pixel a cell, or bilinear between the cells' centres. */

@@ -1,7 +1,7 @@
 // One model's view of the picture: its mask, the attention of a point, and all maps there are of it as small multiples.
 
-import { Maps, NO_ATTENTION, byClass, cellOf, choicesOf, newestOnly, pick, statistics } from "/web/attention.js";
-import { paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
+import { Maps, byClass, cellOf, choicesOf, newestOnly, patiently, pick, statistics, whyNone } from "/web/attention.js";
+import { brightest, paintHeat, paintLegend, percent, scaleOf } from "/web/heat.js";
 import { fillLegend, markAsked } from "/web/legend.js";
 import { Panel, element } from "/web/panel.js";
 import { classAt, paintMask } from "/web/picture.js";
@@ -11,6 +11,7 @@ const BLOCKS = { cca: "Criss-cross attention", apnb: "APNB: 110 anchors at four 
   nl: "Non-local attention", pam: "Position attention" };
 const MOST_CLASSES = 4;
 const LEAST_SHARE = 0.0005; // of the weight: less is not worth a line
+const FEW_CELLS = 0.01; // of all: a map with no more of them in sight looks empty
 const byId = (id) => document.getElementById(id);
 
 export const colorOf = (result, id) => `rgb(${result.model.classes[id].color})`;
@@ -34,15 +35,15 @@ const nameOfTile = ({ title, parameters: { level } }) => (level === "all" ? "all
 
 export class Inspector {
   /** @param view what is set on the page: see app.js */
-  constructor(view, { onPoint, onClass, onMap, announce, patiently }) {
-    Object.assign(this, { view, onClass, onMap, announce, patiently });
+  constructor(view, { onPoint, onClass, onMap, announce }) {
+    Object.assign(this, { view, onClass, onMap, announce });
     this.maps = new Maps();
+    this.abort = new AbortController();
     this.shown = null; // the map in the large panel, with its key
     this.maskPanel = new Panel({ label: "The mask over the picture", onPoint, tip: (pixel) => this.#classTip(pixel) });
     this.heatPanel = new Panel({ label: "Attention of the point over the picture", onPoint, tip: (pixel) => this.#weightTip(pixel) });
     byId("mask-stage").append(this.maskPanel.element);
     byId("heat-stage").append(this.heatPanel.element);
-    this.follow = newestOnly((about) => this.#look(about));
   }
 
   get choice() {
@@ -50,7 +51,9 @@ export class Inspector {
   }
 
   show(result, picture) {
-    Object.assign(this, { result, picture, shown: null, choices: choicesOf(result.info) });
+    this.abort.abort(); // what the last one still computes
+    Object.assign(this, { result, picture, shown: null, found: null, choices: choicesOf(result.info), abort: new AbortController() });
+    this.fetch = newestOnly((about) => this.#fetch(about));
     for (const panel of [this.maskPanel, this.heatPanel]) panel.show(picture);
     this.clearHeat();
     this.paintMask();
@@ -62,10 +65,11 @@ export class Inspector {
       onAsk: this.choice && this.onClass,
     });
     this.#makeTiles();
-    for (const part of document.querySelectorAll("#mask-part .hint, #heat-stage, #heat-part .scale")) part.hidden = !this.choice;
+    for (const part of document.querySelectorAll("#mask-part .hint, #heat-stage, #heat-part .scale, #faint")) part.hidden = !this.choice;
+    byId("heat-part").classList.toggle("none", !this.choice);
     if (this.choice) return;
     byId("heat-title").textContent = "Attention";
-    byId("heat-hint").textContent = NO_ATTENTION;
+    byId("heat-hint").textContent = whyNone(result);
   }
 
   clearHeat() {
@@ -99,6 +103,7 @@ export class Inspector {
   #makeTile(choice) {
     const panel = new Panel({ label: choice.title, className: "small" });
     panel.show(this.picture, TILE);
+    panel.element.setAttribute("aria-hidden", "true"); // the radio button has the name
     const radio = element("input", { type: "radio", name: "map", value: choice.key, checked: choice.key === this.choice.key });
     radio.addEventListener("change", () => this.onMap(choice.key));
     const share = element("small");
@@ -106,9 +111,9 @@ export class Inspector {
     return element("label", { className: "tile", title: choice.hint }, radio, panel.element, element("span", {}, nameOfTile(choice), share));
   }
 
-  /** Fetches the maps of a point or a class, then paints them all at once. */
-  async #look(about) {
-    const { result, choice, choices, view: { direction } } = this;
+  /** Marks a point or a class at once, then shows its maps. */
+  async follow(about) {
+    const { result, choice } = this;
     const point = about.class ? null : about;
     if (!choice) {
       this.maskPanel.mark(point, result.info.image, false);
@@ -117,9 +122,16 @@ export class Inspector {
     }
     for (const panel of [this.maskPanel, this.heatPanel]) panel.mark(point, choice.grid, choice.hasCross);
     markAsked(byId("legend"), about.class);
+    await this.fetch(about);
+  }
+
+  /** Fetches all maps there are, then paints them at once. */
+  async #fetch(about) {
+    const { result, choice, choices, abort: { signal }, view: { direction } } = this;
     const wanted = choices.filter((one) => one === choice || (one.parameters.level ?? "all") === "all");
-    const fetched = await this.patiently(Promise.all(wanted.map((one) => this.maps.fetch(result, one, about, direction))));
-    if (result !== this.result) return; // another picture or model came meanwhile
+    const fetched = await patiently(this.heatPanel,
+      Promise.all(wanted.map((one) => this.maps.fetch(result, one, about, direction, signal))));
+    if (signal.aborted) return;
     this.found = new Map(wanted.map((one, index) => [one.key, fetched[index]]));
     this.about = about;
     this.paint();
@@ -141,7 +153,23 @@ export class Inspector {
     paintMap(this.heatPanel, map, view, { key: choice.key, scale: this.scale });
     byId("colors-start").textContent = this.scale.start;
     byId("colors-end").textContent = this.scale.end;
+    this.#helpIfFaint();
     for (const tile of this.tiles.values()) this.#paintTile(tile);
+  }
+
+  /** Says what to do about a map that looks empty, since a few cells have nearly all its weight. */
+  #helpIfFaint() {
+    const { shown: { weights }, scale, view } = this;
+    const isFaint = ({ count, isAll }) => !isAll && count <= FEW_CELLS * weights.length;
+    const { count, share, isAll } = brightest(weights, scale.toShare);
+    byId("faint").style.visibility = isFaint({ count, isAll }) ? "visible" : "hidden"; // nothing jumps during a drag
+    if (!isFaint({ count, isAll })) return;
+    const isByLog = view.norm !== "log" && !isFaint(brightest(weights, scaleOf(weights, { ...view, norm: "log" }).toShare));
+    const part = share >= 0.95 ? "Nearly all" : percent(share);
+    const how = view.norm === "max" && view.clip > 99 ? " lower the clip percentile, or" : "";
+    byId("faint-said").textContent = `${part} of it lies on ${count} of ${weights.length.toLocaleString("en")} cells:${how}`;
+    byId("brighter").textContent = isByLog ? "see the rest by logarithm" : "see the rest by rank";
+    byId("brighter").value = isByLog ? "log" : "rank";
   }
 
   #paintTile({ panel, share, choice }) {
@@ -173,7 +201,7 @@ export class Inspector {
     byId("reads-subject").textContent = about.class ? "Class" : "Point";
     byId("reads-class").textContent = about.class ? `${own}, the average over its ${pixels.toLocaleString("en")} pixels` : own;
     for (const one of document.querySelectorAll("#readout .of-point")) one.hidden = Boolean(about.class);
-    if (shown.cell) byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns} × ${shown.rows}`;
+    if (shown.cell) byId("reads-cell").textContent = `column ${shown.cell.column}, row ${shown.cell.row} of ${shown.columns}\u00a0×\u00a0${shown.rows}`;
     byId("reads-spread").textContent = `as wide as ${Math.round(2 ** entropy)} of ${shown.weights.length} cells (${entropy.toFixed(1)} bits)`;
     if (shown.cell) byId("reads-cross").textContent = percent(onCross);
     byId("reads-max").textContent = percent(max);

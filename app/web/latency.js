@@ -60,5 +60,5 @@ function bar(title, note, parts) {
   const strip = element("div", { className: "strip" }, ...segments);
   strip.setAttribute("aria-hidden", "true");
   return element("section", { className: "latency" },
-    element("h3", {}, title, element("small", {}, note)), strip, element("ul", {}, ...entries));
+    element("h3", {}, title, " ", element("small", {}, note)), strip, element("ul", {}, ...entries));
 }

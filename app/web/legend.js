@@ -14,7 +14,7 @@ export function fillLegend(list, { predictions, colorOf, hidden, onChange, onAsk
   const largest = Math.max(...predictions.map(({ fraction }) => fraction));
   const rows = [...predictions].sort((a, b) => b.fraction - a.fraction).map((prediction) => {
     const name = prediction.class;
-    const share = `${(100 * prediction.fraction).toFixed(1)} %`;
+    const share = prediction.fraction < 0.001 ? "< 0.1 %" : `${(100 * prediction.fraction).toFixed(1)} %`;
     const bar = element("span", { className: "bar" });
     bar.style.setProperty("--share", prediction.fraction / largest);
     const button = element("button", { type: "button", className: "class" },

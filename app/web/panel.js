@@ -26,10 +26,13 @@ export class Panel {
     this.overlay = element("canvas", { className: "overlay", width: 1, height: 1 });
     this.cross = document.createElementNS(SVG, "svg");
     this.cross.setAttribute("class", "cross");
+    this.cross.setAttribute("aria-hidden", "true");
     this.cross.setAttribute("preserveAspectRatio", "none");
     this.ring = element("div", { className: "ring", hidden: true });
     this.tipBox = element("div", { className: "tip", hidden: true });
-    this.element = element("div", { className: `panel ${className}` }, this.base, this.overlay, this.cross, this.ring, this.tipBox);
+    this.wait = element("div", { className: "wait", hidden: true });
+    this.element = element("div", { className: `panel ${className}` },
+      this.base, this.overlay, this.cross, this.ring, this.tipBox, this.wait);
     this.element.setAttribute("aria-label", label);
     this.element.setAttribute("role", onPoint ? "application" : "img");
     this.onPoint = onPoint;
@@ -51,6 +54,12 @@ export class Panel {
     context.imageSmoothingQuality = "high";
     context.drawImage(picture.canvas, 0, 0, this.base.width, this.base.height);
     this.element.style.setProperty("--ratio", picture.width / picture.height);
+  }
+
+  /** Over the picture, until it is told "": what is being waited for. */
+  showWait(text) {
+    this.wait.textContent = text;
+    this.wait.hidden = !text;
   }
 
   mark(point, grid, hasCross) {

@@ -40,6 +40,15 @@ export async function fetchPicture(id) {
   return readPicture(await (await get(`/results/${id}?format=overlay&alpha=0`, { headers })).blob());
 }
 
+/** In place of a picture that neither this browser can read nor the server has kept. */
+export function blankPicture(size) {
+  const canvas = newCanvas(workSize(size));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#888";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  return { canvas, ...size };
+}
+
 /** Class ids of a base64 PNG, at work size: {ids, width, height}. */
 export async function readMask(base64, size) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

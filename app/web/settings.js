@@ -27,14 +27,20 @@ export function bindSettings(view, onChange) {
   for (const [id, name] of Object.entries(controls)) {
     const control = byId(id);
     const isNumber = control.type === "range";
+    const tell = () => {
+      if (!isNumber) return;
+      const value = id === "clip" ? String(view.clip) : `${Math.round(100 * view[name])} %`;
+      byId(`${id}-value`).textContent = value;
+      control.setAttribute("aria-valuetext", value);
+    };
     control.value = view[name];
+    tell();
     control.addEventListener("input", () => {
       view[name] = isNumber ? Number(control.value) : control.value;
-      byId("clip-value").textContent = view.clip;
+      tell();
       onChange(id === "direction");
     });
   }
-  byId("clip-value").textContent = view.clip;
   byId("cells").value = view.smooth ? "smooth" : "exact";
   byId("cells").addEventListener("input", (event) => {
     view.smooth = event.target.value === "smooth";

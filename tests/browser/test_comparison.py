@@ -81,6 +81,29 @@ def test_a_model_that_is_gone_leaves_the_others(opened: Opened, api: httpx.Clien
     expect(page.locator("#problem")).to_contain_text("it was unloaded")
 
 
+def test_results_that_had_to_make_room(opened: Opened, api: httpx.Client) -> None:
+    page = opened("#view=many", refusals=2)
+    posts: list[str] = []
+    page.on("request", lambda request: request.method == "POST" and posts.append(request.url))
+
+    def crowd(route: Route) -> None:
+        body = api.post(route.request.url, content=SAMPLE.read_bytes()).json()
+        for gone in body["results"][:2]:
+            assert api.delete(f"/results/{gone['id']}").is_success
+        route.fulfill(json=body)
+
+    page.route("**/segment?*", crowd)
+    page.set_input_files("#file", SAMPLE)
+    page.locator("#many .overlay[data-cell]").wait_for()
+    expect(page.locator("#many .card[data-model]")).to_have_count(3)
+    expect(page.locator("#many .reads", has_text="The server has no room to keep this result")).to_have_count(2)
+    for part in ("#share", "#problem"):
+        expect(page.locator(part)).to_be_hidden()
+    click(page.locator("#many .panel").first, 0.31, 0.72)
+    wait_for_cell(page.locator("#many .overlay[data-cell]"), 21, 12)
+    assert len(posts) == 1  # and not again and again
+
+
 def test_and_back_to_one(opened: Opened) -> None:
     page = opened()
     choose(page)
@@ -99,3 +122,33 @@ def test_another_model_on_the_same_picture(opened: Opened) -> None:
     page.locator("#model").select_option("nonlocal-mobilenetv2-camvid")
     page.locator('#heat-stage .overlay[data-map="nl:"]').wait_for()
     expect(page.locator("#heat-title")).to_have_text("Where the point looks: Non-local")
+
+
+def test_a_model_that_fails_leaves_the_one_on_show(opened: Opened) -> None:
+    page = opened(refusals=1)
+    choose(page)
+    problem = {"type": "model-not-loaded", "title": "Not ready", "status": 503, "detail": "it was unloaded"}
+    page.route("**/segment?*", lambda route: route.fulfill(status=503, json=problem))
+    page.locator("#model").select_option("nonlocal-mobilenetv2-camvid")
+    expect(page.locator("#problem")).to_contain_text("it was unloaded")
+    expect(page.locator("#model")).to_have_value("ccnet-mobilenetv2-camvid")
+    click(page.locator("#mask-stage .panel"), 0.31, 0.72)
+    wait_for_cell(page.locator("#heat-stage .overlay"), 21, 12)
+
+
+def test_another_model_is_chosen_while_a_picture_is_on_its_way(opened: Opened, api: httpx.Client) -> None:
+    page = opened()
+    choose(page)
+    other = SAMPLE.with_name("sample-2.jpg")
+    held: list[Route] = []
+    page.route("**/segment?*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/segment?*"):
+        page.set_input_files("#file", other)
+    page.locator("#model").select_option("nonlocal-mobilenetv2-camvid")
+    held[0].continue_()
+    page.locator('#heat-stage .overlay[data-map="nl:"][data-cell]').wait_for()
+    expect(page.locator("#busy")).to_be_hidden()
+    expect(page.locator("#problem")).to_be_hidden()
+    query = {"model": "nonlocal-mobilenetv2-camvid", "format": "color"}
+    right = Image.open(io.BytesIO(api.post("/segment", params=query, content=other.read_bytes()).content))
+    np.testing.assert_array_equal(pixels(page.locator("#mask-stage .overlay"))[..., :3], np.array(right))

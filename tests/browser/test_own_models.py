@@ -51,10 +51,13 @@ def test_a_model_without_attention_shows_its_mask(opened: Opened) -> None:
     assert (pixels(page.locator("#mask-stage .overlay"))[..., 3] == 0).any()
     page.locator("#mask").fill("0.3")
     expect(page.locator("#mask-stage .overlay")).to_have_css("opacity", "0.3")
-    page.locator("#direction").select_option("to")
+    expect(page.locator("#settings select, #settings #heat")).to_have_count(5)
+    for setting in page.locator("#settings select, #settings #heat").all():
+        expect(setting).to_be_hidden()
     page.locator("#model").select_option(CCNET)
     page.locator("#heat-stage .overlay[data-cell]").wait_for()
     expect(page.locator("#heat-hint")).not_to_contain_text(NO_ATTENTION)
+    expect(page.locator("#direction")).to_be_visible()
     expect(page.locator("#problem")).to_be_hidden()
 
 

@@ -98,6 +98,35 @@ def test_every_control_has_a_name(opened: Opened) -> None:
     assert nameless == []
 
 
+def test_what_a_screen_reader_hears(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    expect(page.get_by_role("radio", name="Step 1", exact=True)).to_be_attached()
+    settings = page.get_by_role("form", name="How it is drawn")
+    expect(settings.get_by_role("slider", name="Mask opacity", exact=True)).to_have_attribute("aria-valuetext", "55 %")
+    settings.get_by_label("Mask opacity").press("ArrowRight")
+    expect(settings.get_by_role("slider", name="Mask opacity")).to_have_attribute("aria-valuetext", "60 %")
+    expect(settings.get_by_role("status")).to_have_count(0)  # a slider says its value itself
+    expect(page.get_by_role("region", name="Classes", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile(r"^This request \d"))).to_be_visible()
+
+
+def test_the_menu_closes(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    summary, entries = page.locator("#menu summary"), page.locator("#downloads")
+    summary.click()
+    expect(entries).to_be_visible()
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    expect(entries).to_be_hidden()
+    summary.press("Enter")
+    expect(entries).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    expect(entries).to_be_hidden()
+    expect(summary).to_be_focused()
+
+
 def clipped(page: Page) -> list[str]:
     """Words that are cut off, by their own box, by one around them or by the window's edge."""
     found: list[str] = page.evaluate(
@@ -255,3 +284,17 @@ def test_what_is_no_picture(opened: Opened, api: httpx.Client, tmp_path: Path) -
     shoot(page, "problem")
     choose(page)  # and all is well
     expect(problem).to_be_hidden()
+
+
+def test_a_failure_leaves_the_picture_before_as_it_was(opened: Opened, tmp_path: Path) -> None:
+    page = opened(refusals=1)
+    text = tmp_path / "notes.jpg"
+    text.write_text("not a picture")
+    result = choose(page)
+    page.set_input_files("#file", text)
+    expect(page.locator("#problem")).to_contain_text("Unsupported image")
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    expect(page).to_have_url(re.compile(f"[#&]ids={result}"))
+    page.locator("#compare").click()  # the picture that is on show
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()

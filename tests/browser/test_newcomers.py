@@ -1,0 +1,152 @@
+"""What is seen at first sight: hints, words, colours and alignment."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Locator, Page, Route, expect
+
+from tests.browser.conftest import HEAT, Opened, choose, pixels, point_of, shoot
+
+PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+BRIGHT = 0x40  # of a channel
+
+
+def test_a_map_that_looks_empty_says_why(opened: Opened, api: httpx.Client) -> None:
+    page = opened("#cells=exact&norm=max")
+    result = choose(page)
+    faint = page.locator("#faint")
+    reply = api.get(f"/attention/{result}", params={"format": "json", **point_of(page)}).json()
+    weights = np.array(reply["weights"])
+    ceiling = max(np.percentile(weights[weights > 0], 99), weights.max() / 100)
+    seen = weights >= ceiling / 10
+    assert 0 < seen.sum() < 0.01 * weights.size
+    assert weights[seen].sum() > 0.95
+    expect(faint).to_contain_text(f"Nearly all of it lies on {seen.sum()} of 1,200 cells")
+    expect(faint).not_to_contain_text("percentile")  # which would change nothing
+    before = (pixels(page.locator(HEAT))[..., :3].max(-1) > BRIGHT).sum()
+    by_log = (np.log10(weights / ceiling) > -3.6).sum()
+    assert by_log <= 0.01 * weights.size  # so that is no way
+    faint.get_by_role("button", name="see the rest by rank").click()
+    expect(page.locator("#norm")).to_have_value("rank")
+    expect(page.locator("#norm")).to_be_focused()
+    after = (pixels(page.locator(HEAT))[..., :3].max(-1) > BRIGHT).sum()
+    assert after > 10 * before
+    expect(faint).to_be_hidden()
+
+
+def test_a_slider_that_hides_most_of_a_map_is_told(opened: Opened) -> None:
+    page = opened("#clip=100")
+    choose(page)
+    page.get_by_role("button", name="Attention of building").click()
+    page.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    expect(page.locator("#faint")).to_contain_text("lower the clip percentile, or")
+    page.get_by_role("button", name="see the rest by logarithm").click()
+    expect(page.locator("#faint")).to_be_hidden()
+
+
+def test_a_map_of_many_cells_needs_no_hint(opened: Opened) -> None:
+    page = opened("#model=ann-mobilenetv2-camvid")
+    choose(page)
+    expect(page.locator("#heat-hint")).to_be_visible()
+    expect(page.locator("#faint")).to_be_hidden()
+
+
+def luminance(color: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[..., 3] sRGB to [...] as WCAG defines it."""
+    share = color / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def contrast_at_edge(page: Page, swatch: Locator) -> float:
+    """The most contrast with the page within a pixel of the swatch's left edge, at half its height."""
+    swatch.scroll_into_view_if_needed()
+    box = swatch.bounding_box()
+    assert box is not None
+    clip = {"x": box["x"] - 4, "y": box["y"] + box["height"] / 2, "width": 6, "height": 1}
+    row = luminance(np.array(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"))[0])
+    return float(((np.maximum(row, row[0]) + 0.05) / (np.minimum(row, row[0]) + 0.05)).max())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (16, 17, 20), (246, 245, 242)])
+def test_colours_like_the_pages_own_are_outlined(opened: Opened, scheme: str, color: tuple[int, int, int]) -> None:
+    page = opened(color_scheme=scheme)
+
+    def recolor(route: Route) -> None:
+        models = route.fetch().json()
+        for model in models:
+            for one in model["classes"]:
+                one["color"] = color
+        route.fulfill(json=models)
+
+    page.route("**/models", recolor)
+    page.reload()
+    choose(page)
+    page.mouse.move(0, 0)
+    for kind in ("#legend .swatch", "#legend .bar", "#reads-classes .swatch"):
+        assert contrast_at_edge(page, page.locator(kind).first) >= 3, kind  # WCAG 2.2, 1.4.11
+
+
+def said(page: Page) -> str:
+    """All that can be seen."""
+    return " ".join(page.locator("#start, #work").all_inner_texts()).lower()
+
+
+def test_a_finger_taps_and_a_mouse_clicks(opened: Opened) -> None:
+    page, phone = opened(), opened(**PHONE)
+    assert "drop a picture" in said(page)
+    assert "drop" not in said(phone)
+    for comparing in (False, True):
+        for one in (page, phone):
+            if not comparing:
+                choose(one)
+            else:
+                one.locator("#compare").click()
+                one.locator("#many .overlay[data-cell]").nth(2).wait_for()
+        assert "click" in said(page)
+        assert "tap" in said(phone)
+        assert " tap" not in f" {said(page)}"
+        for word in ("click", "arrow keys", "point at it"):
+            assert word not in said(phone)
+
+
+@pytest.mark.parametrize("width", [375, 820, 1280])
+def test_settings_are_aligned(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    choose(page)
+    labels = page.evaluate(
+        """() => [...document.querySelectorAll('#settings label')].map(label => {
+          const [box, control] = [label, label.querySelector('input, select')].map(one => one.getBoundingClientRect());
+          const words = document.createRange();
+          words.selectNode(label.firstChild);
+          const value = label.querySelector('.value')?.getBoundingClientRect();
+          return { top: box.top, left: box.left, right: box.right, lines: words.getClientRects().length,
+            words: words.getBoundingClientRect().right, middle: control.top + control.height / 2,
+            from: control.left, to: control.right, value: value && [value.left, value.right] };
+        })"""
+    )
+    form = page.locator("#settings").bounding_box()
+    assert form is not None
+    rows = [[one for one in labels if one["top"] == top] for top in sorted({one["top"] for one in labels})]
+    for row in rows:
+        assert len({round(one["middle"]) for one in row}) == 1
+        for one in row:
+            assert one["lines"] == 1
+            assert one["from"] == pytest.approx(one["left"], abs=1.5)
+            assert one["to"] == pytest.approx(one["right"], abs=1.5)
+        # No hole: each row is as wide as the form.
+        assert row[0]["left"] - form["x"] == pytest.approx(form["x"] + form["width"] - row[-1]["right"], abs=1.5)
+    valued = [one for one in labels if one["value"]]
+    assert len(valued) == 3
+    for one in valued:  # beside its words, not beside its neighbour's
+        assert one["value"][0] - one["words"] < 12
+        assert one["value"][1] <= one["right"]
+    shoot(page, f"settings-{width}")
