@@ -16,11 +16,14 @@ export function scaleOf(weights, { norm, clip }) {
   if (!positive.length) return { start: "0", end: "", toShare: () => 0 };
   if (norm === "rank" || norm === "sum") return runningScale(positive, norm);
   const ceiling = Math.max(percentile(positive, clip), positive.at(-1) / MAX_GAIN);
-  const end = `${ceiling < positive.at(-1) ? "≥ " : ""}${percent(ceiling)}`;
+  const end = `${ceiling < positive.at(-1) ? "≥ " : ""}${bound(ceiling)}`;
   if (norm === "max") return { start: "0", end, toShare: (weight) => within(weight / ceiling) };
-  const start = `≤ ${percent(ceiling / 10 ** DECADES)}`;
+  const start = `≤ ${bound(ceiling / 10 ** DECADES)}`;
   return { start, end, toShare: (weight) => within(1 + Math.log10(weight / ceiling) / DECADES) };
 }
+
+/** As `percent`, but a number however small it is: "≥ < 0.001 %" says nothing. */
+const bound = (weight) => (weight >= 1e-5 ? percent(weight) : `${(100 * weight).toExponential(0)} %`);
 
 const within = (share) => Math.min(1, Math.max(0, share));
 

@@ -21,6 +21,11 @@ export function viewOf(link) {
   };
 }
 
+/** Only where colours end at a weight, not where cells are ranked. */
+function letClip({ norm }) {
+  byId("clip").disabled = ["rank", "sum"].includes(norm);
+}
+
 /** @param onChange called after each change, with whether the server must be asked anew */
 export function bindSettings(view, onChange) {
   const controls = { mask: "mask", heat: "heat", clip: "clip", norm: "norm", colors: "colormap", direction: "direction" };
@@ -35,9 +40,11 @@ export function bindSettings(view, onChange) {
     };
     control.value = view[name];
     tell();
+    letClip(view);
     control.addEventListener("input", () => {
       view[name] = isNumber ? Number(control.value) : control.value;
       tell();
+      letClip(view);
       onChange(id === "direction");
     });
   }

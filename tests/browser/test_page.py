@@ -145,6 +145,7 @@ def test_settings_change_the_picture(opened: Opened, api: httpx.Client) -> None:
         page.locator("#norm").select_option(norm)
         right = drawn(api, result, **point, clip=80, colormap="viridis", norm=norm)
         assert np.abs(shown(page.locator(HEAT)) - right).max() <= TOLERANCE, norm
+        expect(page.locator("#clip")).to_be_enabled(enabled=norm in ("log", "max"))  # others have no end to clip
     page.locator("#heat").fill("0.3")
     expect(page.locator(HEAT)).to_have_css("opacity", "0.3")
     page.locator("#cells").select_option("smooth")
@@ -168,6 +169,13 @@ def test_who_looks_at_the_point(opened: Opened, api: httpx.Client) -> None:
     expect(page.locator("#reads-title")).to_have_text("Looked at from")
     right = drawn(api, result, **point_of(page), direction="to")
     assert np.abs(shown(page.locator(HEAT)) - right).max() <= TOLERANCE
+
+
+def test_the_ends_of_the_colours_are_numbers(opened: Opened) -> None:
+    page = opened("#norm=log&direction=to")
+    choose(page)
+    for end, sign in (("start", "≤"), ("end", "≥")):
+        expect(page.locator(f"#colors-{end}")).to_have_text(re.compile(rf"^{sign} [\d.]+(e-\d+)? %$"))
 
 
 def test_the_colour_tables_are_the_servers(opened: Opened) -> None:
