@@ -53,14 +53,18 @@ def test_each_table_keeps_what_it_was_measured_with(results: Path, tmp_path: Pat
         assert all(row["cpu ms"] > 0 for row in table["rows"].values())
 
 
-def test_the_published_table_is_that_of_the_results() -> None:
+@pytest.mark.parametrize(("place", "threads"), [(0, "1"), (1, "2")])
+def test_the_published_tables_are_those_of_the_results(place: int, threads: str) -> None:
     tables = json.loads(backends.RESULTS.read_text())
     text = (Path(backends.__file__).parent / "README.md").read_text()
     section = text.split("## Backends of the CPU\n", 1)[1].split("\n## ", 1)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    _, *published_tables = section.split("| --- | --- | --- | --- | --- |\n")
+    assert len(published_tables) == 2
+    lines = published_tables[place].split("\n\n", 1)[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert tables.keys() == set(backends.NAMES)
-    published = {row[0]: row[1:] for row in rows[2:]}
-    found = [tables[name]["1"]["rows"] for name in backends.NAMES]
+    published = {row[0]: row[1:] for row in rows}
+    found = [tables[name][threads]["rows"] for name in backends.NAMES]
     assert published.keys() == found[0].keys()
     for backend, cells in published.items():
         ratios = [table[backend]["cpu ms"] / table["eager"]["cpu ms"] for table in found]
