@@ -31,6 +31,7 @@ from models import ModelSpec, Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import fuse_convolutions, has_bfloat16
 from models.ops.upsample import upsample_argmax
+from models.scripted import script_stages
 from models.strips import run_in_strips
 from models.transforms import normalize
 from training.scenes import draw_street
@@ -68,6 +69,7 @@ def fused(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> Forward:
     own = copy.deepcopy(segmentor)
     fuse_convolutions(own, image, reduced=reduced)
     run_in_strips(own)
+    script_stages(own)
     return logits_of(own)
 
 

@@ -7,6 +7,7 @@ compiler and no compilation at the start, and leave every module in its place, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,28 @@ VALUE = "decode_head.cca.value_conv"
 # Of ANN, which join attention's context to the map that it is of; what reads them rounds what it reads.
 JOINS = ("decode_head.fusion.bottleneck", "decode_head.context.bottleneck")
 
+Convolution = Callable[[Tensor, Tensor, Tensor | None, list[int], list[int], list[int], int], Tensor]
+# In TorchScript's own notation, since what it reads of Python has no way to write `Scalar?[]`.
+GRAPH = """
+graph(
+    %x : Tensor, %weight : Tensor, %bias : Tensor?,
+    %padding : int[], %stride : int[], %dilation : int[], %groups : int
+):
+  %name : str = prim::Constant[value="{name}"]()
+  %algorithm : str = prim::Constant[value=""]()
+  {numbers}
+  %scalars : Scalar?[] = prim::ListConstruct({names})
+  %out : Tensor = mkldnn::_convolution_pointwise(
+    %x, %weight, %bias, %padding, %stride, %dilation, %groups, %name, %scalars, %algorithm
+  )
+  return (%out)
+"""
+
 
 def can_fuse() -> bool:
-    """Whether this torch has the operators, which are no public part of it."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    """Whether this torch has the operators, and its notation for them, which are no public part of it."""
+    has_operators = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return has_operators and hasattr(torch._C, "parse_ir")
 
 
 def has_bfloat16() -> bool:
@@ -50,35 +69,34 @@ class FusedConv(nn.Module):
         super().__init__()
         self.out_channels = conv.out_channels
         weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
-        # As four lists and an int: what the operators take.
         assert isinstance(conv.padding, tuple)
-        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(size))
+        # What the operators take beside tensors.
+        self.padding, self.stride, self.dilation = (list(pair) for pair in (conv.padding, conv.stride, conv.dilation))
+        self.groups = conv.groups
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self.padding, self.stride, self.dilation, self.groups, list(size)
+        )
         self.weight = nn.Parameter(weight, requires_grad=False)
         # In float32 whatever the dtype: it is added before the sum is rounded, and costs nothing.
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self._dtype = dtype
-        self._out_dtype = out_dtype or dtype
-        self._name, self._scalars = _onednn_name(activation)
-        self.activation = None if self._name != "none" or isinstance(activation, nn.Identity) else activation
+        self.out_dtype = out_dtype or dtype
+        name, scalars = _onednn_name(activation)
+        self._convolve = _convolution_with(name, scalars)
+        self.activation = None if name != "none" or isinstance(activation, nn.Identity) else activation
 
-    def forward(self, x: Tensor, *, pads_rows: bool = True) -> Tensor:
+    def forward(self, x: Tensor, pads_rows: bool = True) -> Tensor:
         """
         Args:
-            pads_rows: without, the first and last rows of the input have no output of their own
+            pads_rows: without, the first and last rows of the input have no output of their own. Not by keyword
+                alone, which TorchScript does not know
         """
-        (above, beside), *others = self.geometry
-        padding = [above if pads_rows else 0, beside]
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            _in(x, self._dtype), self.weight, self.bias, padding, *others, self._name, self._scalars, ""
-        )
-        out = _in(out, self._out_dtype)
+        padding = [self.padding[0] if pads_rows else 0, self.padding[1]]
+        # torch's own look at the type costs as much as a small operator.
+        x = x if x.dtype == self._dtype else x.to(self._dtype)
+        out: Tensor = self._convolve(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+        out = out if out.dtype == self.out_dtype else out.to(self.out_dtype)
         return out if self.activation is None else self.activation(out)
-
-
-def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # torch's own look at the type costs as much as a small operator, and gives up the interpreter's lock.
-    return x if x.dtype is dtype else x.to(dtype)
 
 
 def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> None:
@@ -150,14 +168,25 @@ def _input_sizes(segmentor: Segmentor, image: Tensor) -> dict[nn.Module, torch.S
     return sizes
 
 
-def _onednn_name(activation: nn.Module) -> tuple[str, list[float]]:
+def _onednn_name(activation: nn.Module) -> tuple[str, tuple[float, ...]]:
     """What the operator calls an activation, and its numbers; "none" for one that it doesn't have."""
     match activation:
         case nn.ReLU6():
-            return "hardtanh", [0.0, 6.0]
+            return "hardtanh", (0.0, 6.0)
         case nn.ReLU():
-            return "relu", []
+            return "relu", ()
         case nn.LeakyReLU():
-            return "leaky_relu", [activation.negative_slope]
+            return "leaky_relu", (activation.negative_slope,)
         case _:
-            return "none", []
+            return "none", ()
+
+
+@cache
+def _convolution_with(name: str, scalars: tuple[float, ...]) -> Convolution:
+    """The operator with an activation, as both Python and TorchScript can call it."""
+    numbers = [f"%n{index} : float = prim::Constant[value={scalar!r}]()" for index, scalar in enumerate(scalars)]
+    graph = GRAPH.format(
+        name=name, numbers="\n  ".join(numbers), names=", ".join(f"%n{index}" for index in range(len(scalars)))
+    )
+    convolution: Convolution = torch._C._create_function_from_graph(f"convolution_{name}", torch._C.parse_ir(graph))
+    return convolution

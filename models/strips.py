@@ -26,32 +26,34 @@ class Strips(nn.Module):
             block.get_submodule(name) for name in ("expand", "depthwise", "project")
         )
         assert isinstance(self.depthwise, FusedConv)
+        assert isinstance(self.project, FusedConv)
         self._hidden = self.depthwise.out_channels
-        (self._pad, _), (self._stride, _), *_ = self.depthwise.geometry
+        self._pad, self._stride = self.depthwise.padding[0], self.depthwise.stride[0]
+        self._out_channels, self._out_dtype = self.project.out_channels, self.project.out_dtype
         self._has_residual = block.has_residual
+        self._strip_elements, self.worth_it = STRIP_ELEMENTS, WORTH_IT
 
     def forward(self, x: Tensor) -> Tensor:
         count, _, height, width = x.shape
         # Of several images the strips would not lie in one piece.
-        if count > 1 or height * width * self._hidden < WORTH_IT:
+        if count > 1 or height * width * self._hidden < self.worth_it:
             out: Tensor = self.block(x)
             return out
-        new_height = (height - 1) // self._stride + 1
-        at_once = max(1, STRIP_ELEMENTS // (width * self._hidden * self._stride))
-        strips = ((top, min(top + at_once, new_height)) for top in range(0, new_height, at_once))
-        whole: Tensor | None = None
-        for top, bottom in strips:
-            out = self._strip(x, top, bottom)
-            if whole is None:
-                dtype = torch.promote_types(out.dtype, x.dtype) if self._has_residual else out.dtype
-                size = (1, out.shape[1], new_height, out.shape[3])
-                whole = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+        new_height, new_width = (height - 1) // self._stride + 1, (width - 1) // self._stride + 1
+        at_once = max(1, self._strip_elements // (width * self._hidden * self._stride))
+        whole = torch.empty(
+            [1, self._out_channels, new_height, new_width],
+            dtype=torch.promote_types(self._out_dtype, x.dtype) if self._has_residual else self._out_dtype,
+            memory_format=torch.channels_last,
+        )
+        for top in range(0, new_height, at_once):
+            bottom = min(top + at_once, new_height)
+            strip = self._strip(x, top, bottom)
             rows = whole[:, :, top:bottom]
             if self._has_residual:
-                torch.add(out, x[:, :, top:bottom], out=rows)
+                torch.add(strip, x[:, :, top:bottom], out=rows)
             else:
-                rows.copy_(out)
-        assert whole is not None
+                rows.copy_(strip)
         return whole
 
     def _strip(self, x: Tensor, top: int, bottom: int) -> Tensor:

@@ -19,6 +19,9 @@ class Cores:
     that is alone would leave a core idle. It runs on a thread that is kept for that: each thread that computes on
     several cores has helpers of its own, and OpenMP sends them to sleep between any two operators as soon as all such
     threads and helpers together are more than there are cores.
+
+    Passes side by side have threads of their own too, as many as there may be passes. A thread takes its memory from a
+    heap of its own: what the pass before left there is still in the cache.
     """
 
     def __init__(self, threads: int, slots: int, enter: Callable[[], None]) -> None:
@@ -26,16 +29,17 @@ class Cores:
         Args:
             threads: of a pass that is alone; 0 leaves the choice to torch
             slots: passes that may run at once
-            enter: called on the thread of those that are alone, before the first
+            enter: called on each thread that computes, before its first pass
         """
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
+        self._beside = ThreadPoolExecutor(slots, "beside", initializer=enter)
         self._running = 0
         self._lock = threading.Lock()
 
     def run(self, function: Callable[[], Value]) -> Value:
-        """Call a function, here or on the thread for those that are alone; what it raises is raised."""
+        """Call a function on a thread for those that are alone, or for those that aren't; what it raises is raised."""
         with self._lock:
             self._running += 1
             alone = self._running == 1
@@ -47,7 +51,7 @@ class Cores:
 
     def beside(self, function: Callable[[], Value]) -> Value:
         """Call a function as if others ran beside it."""
-        return _on(self.share, function)
+        return self._beside.submit(_on, self.share, function).result()
 
 
 def compute_on(cores: int) -> None:

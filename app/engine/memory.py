@@ -18,8 +18,9 @@ from app.engine.device import Segmentation
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 # Parameters of mallopt(3), from malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGER_THAN_ANY_BLOCK = 1 << 30  # bytes
+LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
 
 
 def outlive(result: Segmentation) -> Segmentation:
@@ -37,16 +38,17 @@ def outlive(result: Segmentation) -> Segmentation:
 
 
 def reuse_heap() -> None:
-    """Let all threads take their memory from one heap, which keeps what they free; without glibc, do nothing.
+    """Let each thread's heap keep what is freed for what comes next; without glibc, do nothing.
 
-    A thread's own heap holds no block of a pass's size: each would be mapped anew, and its pages zeroed
-    by the system at every first touch, which takes a third of a pass.
+    Otherwise the largest blocks of a pass would be mapped anew every time, and their pages zeroed by the system at the
+    first touch, which takes a third of a pass. Blocks beyond 64 MiB still are, outside the main thread. One heap for
+    all would hold those too, but passes side by side would wait for its lock, and for each other's caches.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, LARGER_THAN_ANY_BLOCK)
         mallopt(M_TRIM_THRESHOLD, LARGER_THAN_ANY_BLOCK)
+        mallopt(M_TOP_PAD, LARGER_THAN_A_HEAP)  # else a heap that is empty is unmapped
 
 
 def give_back() -> None:

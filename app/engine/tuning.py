@@ -15,6 +15,7 @@ from models import ModelSpec, Segmentor
 from models.fused import can_fuse, fuse_convolutions, has_bfloat16
 from models.ops.upsample import upsample_argmax
 from models.precision import lower_precision
+from models.scripted import can_script, script_stages
 from models.strips import run_in_strips
 from models.transforms import normalize
 
@@ -37,15 +38,13 @@ def tune(segmentor: Segmentor, spec: ModelSpec, *, reduced: bool) -> Segmentor:
     image = _sample(spec)
     if reduced and has_bfloat16():
         lower = copy.deepcopy(segmentor)
-        fuse_convolutions(lower, image, reduced=True)
-        run_in_strips(lower)
+        _make_fast(lower, image, reduced=True)
         agreement = (_mask(lower, image) == _mask(segmentor, image)).double().mean().item()
         if agreement >= LEAST_AGREEMENT:
             log.info("%s: bfloat16 in part, %.3f %% of the sample as in float32", spec.name, 100 * agreement)
             return lower
         log.info("%s: float32; bfloat16 would give %.3f %% of the sample the same class", spec.name, 100 * agreement)
-    fuse_convolutions(segmentor, image, reduced=False)
-    run_in_strips(segmentor)
+    _make_fast(segmentor, image, reduced=False)
     return segmentor
 
 
@@ -66,6 +65,13 @@ def tune_on_cuda(segmentor: Segmentor, spec: ModelSpec) -> Segmentor:
             return lower
     log.info("%s: float32; bfloat16 would give %.3f %% of the sample the same class", spec.name, 100 * agreement)
     return segmentor
+
+
+def _make_fast(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> None:
+    fuse_convolutions(segmentor, image, reduced=reduced)
+    run_in_strips(segmentor)
+    if can_script():
+        script_stages(segmentor)
 
 
 def _sample(spec: ModelSpec) -> Tensor:

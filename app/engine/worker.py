@@ -121,10 +121,10 @@ class Worker:
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].input_size
         image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
         for count in self._warm_up_batches(usual[0] * usual[1]):
-            for run in (self._pass, self._pass, self._pass_here):  # alone, and as beside another
-                outcomes = run(key, self.stage([image] * count))
+            for beside in (False, False, True):
+                outcomes = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and self._free_memory():
-                    outcomes = run(key, self.stage([image] * count))
+                    outcomes = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and count > 1:
                     break  # such batches will be split
                 if isinstance(outcomes, ServiceError):
@@ -186,10 +186,11 @@ class Worker:
         with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
-    def _pass(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
+    def _pass(self, key: str, staged: Staged, *, beside: bool = False) -> list[Outcome] | ServiceError:
+        run = partial(self._pass_here, key, staged)
         if self._cores is None:
-            return self._pass_here(key, staged)
-        return self._cores.run(partial(self._pass_here, key, staged))
+            return run()
+        return self._cores.beside(run) if beside else self._cores.run(run)
 
     def _pass_here(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
         height, width = staged.images[0].input_size

@@ -36,9 +36,9 @@ def test_strips_are_the_same_function(
         want = fused(image).logits
         run_in_strips(fused)
         torch.testing.assert_close(fused(image).logits, want)
-    geometries = [module.depthwise.geometry for module in fused.modules() if isinstance(module, Strips)]
-    assert {stride for _, (stride, _), _, _ in geometries} == {1, 2}
-    assert {dilation for _, _, (dilation, _), _ in geometries} == {1, 2}
+    filters = [module.depthwise for module in fused.modules() if isinstance(module, Strips)]
+    assert {filter.stride[0] for filter in filters} == {1, 2}
+    assert {filter.dilation[0] for filter in filters} == {1, 2}
 
 
 def test_small_maps_and_batches_go_whole(fused: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,9 @@ def test_small_maps_and_batches_go_whole(fused: Segmentor, monkeypatch: pytest.M
     monkeypatch.setattr(Strips, "_strip", refuse)
     with torch.inference_mode():
         fused(torch.randn(1, 3, 64, 48))
-        monkeypatch.setattr(strips, "WORTH_IT", 0)
+        for module in fused.modules():
+            if isinstance(module, Strips):
+                module.worth_it = 0
         fused(torch.randn(2, 3, 64, 48))
         with pytest.raises(AssertionError):
             fused(torch.randn(1, 3, 64, 48))

@@ -26,7 +26,8 @@ def test_a_pass_alone_has_all_cores_and_its_own_thread(
     cores = Cores(threads, slots, lambda: None)
     for _ in range(2):
         assert caller.submit(cores.run, where).result() == (threads, "alone_0")
-    assert caller.submit(cores.beside, where).result() == (share, "caller_0")
+    cores_then, thread = caller.submit(cores.beside, where).result()
+    assert (cores_then, thread.split("_")[0]) == (share, "beside")
 
 
 def test_torch_s_choice_without_one() -> None:
@@ -44,7 +45,7 @@ def test_passes_side_by_side_have_their_share_until_one_is_alone_again(caller: T
     other = ThreadPoolExecutor(1, "other")
     alone = other.submit(cores.run, first)
     assert started.wait(60)
-    assert caller.submit(cores.run, where).result() == (2, "caller_0")
+    assert caller.submit(cores.run, where).result() == (2, "beside_0")
     go.set()
     assert alone.result() == (4, "alone_0"), "whoever asked for less meanwhile"
     assert caller.submit(cores.run, where).result() == (4, "alone_0")
@@ -58,12 +59,20 @@ def test_what_fails_makes_room_too() -> None:
         assert cores.run(where) == (4, "alone_0")
 
 
-def test_the_thread_of_its_own_is_entered_first() -> None:
+def test_threads_are_entered_first() -> None:
     entered: list[str] = []
-    cores = Cores(2, 2, lambda: entered.append(threading.current_thread().name))
-    cores.run(where)
-    cores.run(where)
-    assert entered == ["alone_0"]
+    cores = Cores(2, 1, lambda: entered.append(threading.current_thread().name))
+    for _ in range(2):
+        cores.run(where)
+        cores.beside(where)
+    assert entered == ["alone_0", "beside_0"]
+
+
+def test_there_are_as_many_threads_as_passes() -> None:
+    cores, everyone = Cores(2, 2, lambda: None), threading.Barrier(2)
+    callers = ThreadPoolExecutor(6)
+    together = [callers.submit(cores.beside, lambda: (everyone.wait(60), where()[1])[1]) for _ in range(6)]
+    assert {run.result() for run in together} == {"beside_0", "beside_1"}
 
 
 def test_cores_are_set_for_the_calling_thread(caller: ThreadPoolExecutor) -> None:

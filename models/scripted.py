@@ -1,0 +1,51 @@
+"""The stages of a network as TorchScript: from one end of a stage to the other nothing of Python runs.
+
+A pass calls some six hundred small operators. Between any two of them Python costs time, and its lock, which a pass
+beside this one, or the event loop, may hold just then.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.jit.frontend import FrontendError
+
+from models.precision import STAGES
+from models.segmentor import Segmentor
+
+log = logging.getLogger(__name__)
+
+
+class Scripted(nn.Module):
+    """A module in TorchScript, where hooks can be hung: on the script itself they can't."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.script = torch.jit.script(module)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = self.script(*inputs)
+        return out
+
+
+def can_script() -> bool:
+    """Whether torch supports TorchScript still, which it has given up for newer Pythons."""
+    return sys.version_info < (3, 14)
+
+
+def script_stages(segmentor: Segmentor) -> None:
+    """Replace, in place, each stage of the backbone, and of the decoder, by the same function in TorchScript.
+
+    A stage that TorchScript can't read stays as it is.
+    """
+    stages: list[tuple[nn.Module, str]] = [(segmentor.backbone, name) for name in STAGES]
+    if segmentor.decoder is not None:
+        stages += [(segmentor.decoder, name) for name, _ in segmentor.decoder.named_children()]
+    for parent, name in stages:
+        try:
+            setattr(parent, name, Scripted(getattr(parent, name)))
+        except (RuntimeError, FrontendError) as exc:
+            log.warning("%s stays in Python, which is slower: %s", name, exc)
