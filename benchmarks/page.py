@@ -3,7 +3,7 @@
 A real Chromium shows the page of a real server on the same machine. The mouse is dragged over the picture on a path
 that comes by no cell twice, faster than a hand would, and each new map on the large canvas is counted. Every map of the
 model is fetched and painted meanwhile, the small multiples too. Beside it, what each way to fetch one map takes: as
-JSON, as NPY, and as a picture that the server draws.
+JSON, as NPY, and as a picture that the server draws. The README's picture of the page is taken on the way.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from benchmarks.machine import describe
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "page.json"
+PICTURE = RESULTS.with_suffix(".jpg")
+POINT = 0.42, 0.62  # of the picture's width and height: on the street, where the three models look at different things
 PORT = 18769
 URL = f"http://127.0.0.1:{PORT}"
 MODELS = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid")
@@ -81,7 +83,19 @@ def measure(page: Page, seconds: float) -> dict[str, Any]:
     page.locator("#compare").click()
     page.locator("#many .overlay[data-cell]").nth(2).wait_for()
     rates["all three, compared"] = drag(page, "#many .panel", "#many .overlay[data-cell]", seconds)
+    take_picture(page)
     return {"updates_per_second": {name: round(rate, 1) for name, rate in rates.items()}, "fetch_ms": fetches(page)}
+
+
+def take_picture(page: Page) -> None:
+    """The comparison as it is on show, one point looked at and nothing on its way any more."""
+    panel = page.locator("#many .panel").first
+    box = panel.bounding_box()
+    assert box is not None
+    panel.click(position={"x": POINT[0] * box["width"], "y": POINT[1] * box["height"]})
+    page.mouse.move(0, 0)
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=PICTURE, type="jpeg", quality=80, full_page=True)
 
 
 def fetches(page: Page) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +12,8 @@ import torch
 
 Value = TypeVar("Value")
 
+LULL = 0.02  # seconds without a pass beside another, until one may be taken for alone
+
 
 class Cores:
     """Shares cores among the passes that run at once.
@@ -18,7 +21,8 @@ class Cores:
     Two passes on a core each never wait for one another; on two cores each they would, at every operator. But a pass
     that is alone would leave a core idle. It runs on a thread that is kept for that: each thread that computes on
     several cores has helpers of its own, and OpenMP sends them to sleep between any two operators as soon as all such
-    threads and helpers together are more than there are cores.
+    threads and helpers together are more than there are cores. Under load two passes may end in the same moment, and
+    the next is not alone for long: so passes count as side by side for a while after two were.
 
     Passes side by side have threads of their own too, as many as there may be passes. A thread takes its memory from a
     heap of its own: what the pass before left there is still in the cache.
@@ -36,18 +40,21 @@ class Cores:
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
         self._beside = ThreadPoolExecutor(slots, "beside", initializer=enter)
         self._running = 0
+        self._several = -LULL  # when there were last several, by the monotonic clock
         self._lock = threading.Lock()
 
     def run(self, function: Callable[[], Value]) -> Value:
         """Call a function on a thread for those that are alone, or for those that aren't; what it raises is raised."""
         with self._lock:
             self._running += 1
-            alone = self._running == 1
+            alone = self._running == 1 and time.monotonic() - self._several >= LULL
         try:
             return self._alone.submit(_on, self.all, function).result() if alone else self.beside(function)
         finally:
             with self._lock:
                 self._running -= 1
+                if self._running:
+                    self._several = time.monotonic()
 
     def beside(self, function: Callable[[], Value]) -> Value:
         """Call a function as if others ran beside it."""

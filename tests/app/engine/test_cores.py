@@ -1,12 +1,13 @@
 """Who computes on how many cores, on which thread."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from app.engine.cores import Cores, compute_on
+from app.engine.cores import LULL, Cores, compute_on
 
 
 def where() -> tuple[int, str]:
@@ -48,6 +49,9 @@ def test_passes_side_by_side_have_their_share_until_one_is_alone_again(caller: T
     assert caller.submit(cores.run, where).result() == (2, "beside_0")
     go.set()
     assert alone.result() == (4, "alone_0"), "whoever asked for less meanwhile"
+    cores_then, thread = caller.submit(cores.run, where).result()
+    assert (cores_then, thread.split("_")[0]) == (2, "beside"), "another may come any moment"
+    time.sleep(2 * LULL)
     assert caller.submit(cores.run, where).result() == (4, "alone_0")
 
 
