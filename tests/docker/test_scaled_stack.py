@@ -68,6 +68,19 @@ def holders(results: list[str]) -> list[list[str]]:
     return [[one for one, statuses in have.items() if statuses[index] == 200] for index in range(len(results))]
 
 
+def made_by_both(picture: bytes) -> dict[str, str]:
+    """Results and the instance that has each, once the proxy gives both work: it sees an instance later than we do."""
+    where: dict[str, str] = {}
+
+    def spread() -> bool:
+        made = [httpx.post(f"{SERVICE}/segment", content=picture, timeout=60).json()["id"] for _ in range(6)]
+        where.update(zip(made, (found[0] for found in holders(made)), strict=True))
+        return len(set(where.values())) == 2
+
+    until(spread, "both instances are given work")
+    return where
+
+
 @contextmanager
 def load(picture: bytes) -> Iterator[Counter[str]]:
     """Callers that post one image after the other through the proxy; counts statuses, and what broke."""
@@ -145,8 +158,7 @@ def test_one_that_is_replaced_fails_nobody(picture: bytes) -> None:
 
 
 def test_one_that_is_killed_takes_its_own_alone(picture: bytes) -> None:
-    made = [httpx.post(f"{SERVICE}/segment", content=picture, timeout=60).json()["id"] for _ in range(6)]
-    where = dict(zip(made, (found[0] for found in holders(made)), strict=True))
+    where = made_by_both(picture)
     killed, left = sorted(set(where.values()))
     with load(picture) as seen:
         subprocess.run(["docker", "kill", killed], capture_output=True, timeout=60, check=True)
