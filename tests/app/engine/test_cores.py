@@ -1,13 +1,12 @@
 """Who computes on how many cores, on which thread."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from app.engine.cores import LULL, Cores, compute_on
+from app.engine.cores import Cores, compute_on
 
 
 def where() -> tuple[int, str]:
@@ -35,7 +34,10 @@ def test_torch_s_choice_without_one() -> None:
     assert Cores(0, 2, lambda: None).all == torch.get_num_threads()
 
 
-def test_passes_side_by_side_have_their_share_until_one_is_alone_again(caller: ThreadPoolExecutor) -> None:
+def test_passes_side_by_side_have_their_share_until_one_is_alone_again(
+    caller: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.cores.LULL", 60.0)
     cores, started, go = Cores(4, 2, lambda: None), threading.Event(), threading.Event()
 
     def first() -> tuple[int, str]:
@@ -51,7 +53,7 @@ def test_passes_side_by_side_have_their_share_until_one_is_alone_again(caller: T
     assert alone.result() == (4, "alone_0"), "whoever asked for less meanwhile"
     cores_then, thread = caller.submit(cores.run, where).result()
     assert (cores_then, thread.split("_")[0]) == (2, "beside"), "another may come any moment"
-    time.sleep(2 * LULL)
+    monkeypatch.setattr("app.engine.cores.LULL", 0.0)
     assert caller.submit(cores.run, where).result() == (4, "alone_0")
 
 
