@@ -31,7 +31,7 @@ from models import ModelSpec, Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import fuse_convolutions, has_bfloat16
 from models.ops.upsample import upsample_argmax
-from models.scripted import script_stages
+from models.scripted import can_script, script_stages
 from models.strips import run_in_strips
 from models.transforms import normalize
 from training.scenes import draw_street
@@ -69,7 +69,8 @@ def fused(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> Forward:
     own = copy.deepcopy(segmentor)
     fuse_convolutions(own, image, reduced=reduced)
     run_in_strips(own)
-    script_stages(own)
+    if can_script():
+        script_stages(own)
     return logits_of(own)
 
 

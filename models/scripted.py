@@ -39,7 +39,7 @@ def can_script() -> bool:
 def script_stages(segmentor: Segmentor) -> None:
     """Replace, in place, each stage of the backbone, and of the decoder, by the same function in TorchScript.
 
-    A stage that TorchScript can't read stays as it is.
+    A stage that TorchScript can't read, or whose source is missing, stays as it is.
     """
     stages: list[tuple[nn.Module, str]] = [(segmentor.backbone, name) for name in STAGES]
     if segmentor.decoder is not None:
@@ -47,5 +47,5 @@ def script_stages(segmentor: Segmentor) -> None:
     for parent, name in stages:
         try:
             setattr(parent, name, Scripted(getattr(parent, name)))
-        except (RuntimeError, FrontendError) as exc:
+        except (RuntimeError, FrontendError, OSError) as exc:
             log.warning("%s stays in Python, which is slower: %s", name, exc)

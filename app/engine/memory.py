@@ -48,7 +48,7 @@ def reuse_heap() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGER_THAN_ANY_BLOCK)
         mallopt(M_TRIM_THRESHOLD, LARGER_THAN_ANY_BLOCK)
-        mallopt(M_TOP_PAD, LARGER_THAN_A_HEAP)  # else a heap that is empty is unmapped
+        mallopt(M_TOP_PAD, LARGER_THAN_A_HEAP)  # so that a heap that is empty stays mapped
 
 
 def give_back() -> None:

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from models import strips
 from models.folding import fold_batch_norm
 from models.fused import FusedConv, can_fuse, fuse_convolutions, has_bfloat16
-from models.scripted import Scripted, script_stages
+from models.scripted import Scripted, can_script, script_stages
 from models.segmentor import Segmentor
 from models.strips import run_in_strips
 
-pytestmark = pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions")
+pytestmark = [
+    pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions"),
+    pytest.mark.skipif(not can_script(), reason="torch supports no TorchScript on this Python"),
+]
 bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")
 
 BACKBONES = "resnet", "mobilenet", "edgetpu"

@@ -66,14 +66,16 @@ def test_free_pages_are_given_back() -> None:
     assert resident() < grown - 20_000_000
 
 
-# Prints the pages that the system had to map while a thread took and freed 40 MB for the last 20 of 40 times.
+# Prints the pages that the system had to map while a thread took and freed twice 40 MB, more than one heap of a thread
+# holds, for the last 20 of 40 times.
 ALLOCATE_AGAIN = """
 import resource, sys, threading, torch
 from app.engine.memory import reuse_heap
 
 def allocate():
     for _ in range(40):
-        torch.ones(40_000_000, dtype=torch.uint8)
+        both = torch.ones(40_000_000, dtype=torch.uint8), torch.ones(40_000_000, dtype=torch.uint8)
+        del both
         counts.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt)
 
 if sys.argv[1] == "reuse":
