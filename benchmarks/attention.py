@@ -27,7 +27,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ class PositionBlock(PositionAttention):
 
     attend: Attend = staticmethod(dense_attention)
 
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:  # type: ignore[override]  # no trace, and one map given twice
         query, key, value = self.query_project(x), self.key_project(x).flatten(2), self.value_project(x).flatten(2)
         return torch.addcmul(x, self.attend(query, key, value, 1.0)[0], self.gamma.scale)
 
@@ -92,9 +92,10 @@ class UnpooledBlock(PyramidAttention):
 
     attend: Attend = staticmethod(dense_attention)
 
-    def forward(self, query_map: Tensor, key_map: Tensor) -> Tensor:
+    def forward(self, query_map: Tensor, key_map: Tensor) -> Tensor:  # type: ignore[override]  # no trace
         query, value = self.query_project(query_map), self.value_project(key_map)
-        return self.out_project(self.attend(query, query.flatten(2), value.flatten(2), self.scale)[0])
+        context: Tensor = self.out_project(self.attend(query, query.flatten(2), value.flatten(2), self.scale)[0])
+        return context
 
 
 def blocks_of(sizes: Sizes) -> dict[str, nn.Module]:
@@ -108,7 +109,7 @@ def blocks_of(sizes: Sizes) -> dict[str, nn.Module]:
         of_ccnet = query_channels < inner
         return PositionBlock(channels, query_channels) if of_ccnet else pyramid(UnpooledBlock, channels, shared=True)
 
-    blocks = {
+    blocks: dict[str, Any] = {
         PLAIN: plain(),
         "nonlocal": plain(),
         "rcca": CrissCrossAttention(channels, query_channels),
@@ -238,7 +239,7 @@ def main() -> None:
                 table = setting_costs(setting, arguments.rounds, device)
                 show(setting, table)
                 results.setdefault("costs", {})[setting] = {name: asdict(cost) for name, cost in table.items()}
-            results.setdefault("measured_on", {})[setting] = {**describe(device), "rounds": arguments.rounds}
+            results.setdefault("measured_on", {})[setting] = describe(device) | {"rounds": arguments.rounds}
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

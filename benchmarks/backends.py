@@ -27,7 +27,7 @@ from app.engine.memory import reuse_heap
 from app.engine.prepare import prepare
 from app.imaging import decode, encode_rgb
 from benchmarks.machine import describe
-from models import ModelSpec, Segmentor, create_model, get_spec
+from models import ModelSpec, Output, Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import fuse_convolutions, has_bfloat16
 from models.ops.upsample import upsample_argmax
@@ -57,7 +57,7 @@ class Exported(nn.Module):
         return output.logits, *(part for trace in output.traces for part in (trace.query, trace.key))
 
 
-def logits_of(segmentor: nn.Module) -> Forward:
+def logits_of(segmentor: Callable[[Tensor], Output]) -> Forward:
     def forward(image: Tensor) -> Tensor:
         logits: Tensor = segmentor(image).logits
         return logits

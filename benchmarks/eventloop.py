@@ -32,7 +32,7 @@ PROBES = 10  # a second
 
 def time_callbacks(seconds: list[tuple[float, float, str]]) -> None:
     """Have asyncio note the CPU time, the wall time and the name of each callback from now on."""
-    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # type: ignore[attr-defined]
+    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run
 
     def timed(handle: asyncio.Handle) -> None:
         callback = getattr(handle, "_callback", None)  # forgotten by a handle that is cancelled meanwhile
@@ -42,7 +42,7 @@ def time_callbacks(seconds: list[tuple[float, float, str]]) -> None:
         # Its own text would spell out whole replies, which takes longer than what is measured.
         seconds.append((*taken, getattr(callback, "__qualname__", type(callback).__name__)))
 
-    asyncio.Handle._run = timed  # type: ignore[attr-defined]
+    asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -132,7 +132,7 @@ def count_flops(run: Run) -> int:
 
 
 def _count_fused(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def peak_memory(run: Run, device: torch.device) -> int:

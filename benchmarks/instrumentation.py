@@ -100,7 +100,7 @@ def spans_alone(segmentor: Segmentor, times: int = 2000) -> float:
     spans = Spans(BatchSpanProcessor(InMemorySpanExporter()))
     modules = {name: 0.01 for names in segmentor.timed_modules().values() for name in names}
     timings = Timings(dict.fromkeys(STAGES, 0.01), modules)
-    noted = {"request_id": "0" * 32, "model": MODEL, "passes": 1, "batch_size": 1}
+    noted: dict[str, str | int] = {"request_id": "0" * 32, "model": MODEL, "passes": 1, "batch_size": 1}
     now = time.perf_counter()
     return repeat(lambda: spans.write(Answered("POST", "/segment", 200, {}, now - 1, now, timings, noted)), times)
 

@@ -25,7 +25,7 @@ from app.engine.worker import Worker
 from app.metrics import Metrics
 from benchmarks.memory import resident
 from models import ModelSpec, Segmentor, get_spec
-from models.backbones.resnet import ResNet
+from models.backbones.resnet import BLOCKS, ResNet
 from models.checkpoint import save_segmentor
 from models.heads.ccnet import CCHead
 
@@ -37,7 +37,7 @@ SECONDS = 5.0  # of passes before anything is loaded
 def write_large(folder: Path) -> ModelSpec:
     """Its input is no larger than the bundled model's, so that warming it up does not take all the time there is."""
     path = folder / "ccnet-resnet50.safetensors"
-    save_segmentor(Segmentor(ResNet(50), CCHead(2048, 512, 19)), path, {}, torch.float32)
+    save_segmentor(Segmentor(ResNet(BLOCKS[50]), CCHead(2048, 512, 19)), path, {}, torch.float32)
     digest = sha256(path.read_bytes()).hexdigest()
     return replace(get_spec(BUNDLED), name="large", weights=path, sha256=digest)
 
@@ -57,10 +57,11 @@ class Client:
                 await self._engine.segment(job, [image])
             self.seconds.append(time.monotonic() - started)
 
-    def median(self) -> str:
-        """Of those since this was last asked, in ms."""
+    def taken(self) -> str:
+        """The median and the longest since this was last asked, in ms."""
         taken, self.seconds = self.seconds, []
-        return f"{1000 * statistics.median(taken):.0f}" if taken else "none"
+        numbers = (1000 * statistics.median(taken), 1000 * max(taken)) if taken else ()
+        return "".join(f"{number:12.0f}" for number in numbers) or f"{'none':>12}" * 2
 
 
 async def measure(spec: ModelSpec) -> None:
@@ -76,11 +77,11 @@ async def measure(spec: ModelSpec) -> None:
         started = time.monotonic()
         await change
         seconds = time.monotonic() - started
-        print(f"{name:<10}{seconds:9.1f}{client.median():>12}{resident('self'):14.0f}", flush=True)
+        print(f"{name:<10}{seconds:9.1f}{client.taken()}{resident('self'):14.0f}", flush=True)
 
     megabytes = spec.weights.stat().st_size / 1e6
     print(f"{megabytes:.0f} MB of weights, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'':10}{'seconds':>9}{'pass, ms':>12}{'resident MB':>14}")
+    print(f"{'':10}{'seconds':>9}{'pass, ms':>12}{'longest':>12}{'resident MB':>14}")
     await row("before", asyncio.sleep(SECONDS))
     for _ in range(ROUNDS):
         await row("load", engine.load(spec))

@@ -86,17 +86,18 @@ def compare(name: str, depth: int, folder: Path) -> Row:
     exact = [logits_of(name, in_float64(state), image.double()) for image in images]
     with torch.inference_mode():
         ours = [loaded(image).logits for image in images]
-        errors = [
+        of_ours, of_served, of_reference = (
             max(error(got, want) for got, want in zip(logits, exact, strict=True))
             for logits in (
                 ours,
                 [served(image).logits for image in images],
                 [logits_of(name, state, image) for image in images],
             )
-        ]
+        )
     cells = [(got.argmax(1) != want.argmax(1)).float().flatten() for got, want in zip(ours, exact, strict=True)]
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
-    return Row(name, depth, round(parameters / 1e6, 2), *errors, torch.cat(cells).mean().item())
+    other_class = torch.cat(cells).mean().item()
+    return Row(name, depth, round(parameters / 1e6, 2), of_ours, of_served, of_reference, other_class)
 
 
 def tamed(state: State) -> State:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ SETTINGS = {
 }
 
 
-def compare(setting: Setting, rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+def compare(setting: Setting, rounds: int, device: torch.device) -> dict[str, Mapping[str, float]]:
     """Seconds and peak bytes of the plain form and of ours, and the share of pixels on whose class they agree."""
     logits = 3 * torch.randn(setting.classes, *setting.grid, device=device)
     forms = {

@@ -10,7 +10,7 @@ from models.backbones.mobilenet import LAST_BLOCKS, WIDTHS, MobileNetV2, stage_c
 from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
 from models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from models.errors import CheckpointError
-from models.folding import fold_batch_norm
+from models.folding import leave_out_batch_norm
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
 from models.heads.danet import DAHead
@@ -58,7 +58,7 @@ def build_segmentor(shapes: Shapes, options: Options) -> Segmentor:
     ).eval()
     # A checkpoint trained or saved without batch norm in its backbone has biases in their stead.
     if any(f"backbone.{stem}.bias" in shapes for stem in ("stem.conv", "stem.0", "stem.0.conv")):
-        fold_batch_norm(segmentor.backbone)
+        leave_out_batch_norm(segmentor.backbone)
     _check_widths(segmentor)
     return segmentor
 
@@ -70,10 +70,7 @@ def _check_widths(segmentor: Segmentor) -> None:
         CheckpointError: one sentence for the first that does not
     """
     head, decoder = segmentor.decode_head, segmentor.decoder
-    device = head.conv_seg.weight.device
-    with torch.inference_mode():
-        features = segmentor.backbone(torch.empty(1, 3, 32, 32, device=device))
-    given = {name: feature.shape[1] for name, feature in features.items()}
+    given = dict(zip(("c1", "c2", "c3", "c4"), output_channels(segmentor.backbone), strict=True))
     read = [("head", name, width) for name, width in head.in_channels.items()]
     last = head.channels
     if decoder is not None:
@@ -88,6 +85,12 @@ def _check_widths(segmentor: Segmentor) -> None:
                 name, f"stage {name[1]} of the backbone"
             )
             raise CheckpointError(f"the {part} reads {width} channels where {source} gives {given[name]}")
+
+
+def output_channels(backbone: nn.Module) -> list[int]:
+    """Channels of `c1` to `c4`."""
+    stages = [backbone.get_submodule(f"layer{stage}").modules() for stage in range(1, 5)]
+    return [[layer.out_channels for layer in stage if isinstance(layer, nn.Conv2d)][-1] for stage in stages]
 
 
 def _build_backbone(shapes: Shapes, options: Options) -> nn.Module:

@@ -61,7 +61,6 @@ def load_segmentor(path: str | Path, *, align_corners: bool | None = None, recur
     """
     checkpoint = read_checkpoint(path)
     segmentor = prepare_segmentor(path, checkpoint, align_corners=align_corners, recurrence=recurrence)
-    segmentor.to_empty(device="cpu")
     _fill(segmentor, checkpoint.state_dict)
     return segmentor
 
@@ -207,9 +206,11 @@ def _check(path: Path, key: str, tensor: Tensor) -> None:
 
 
 def _fill(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for key, tensor in segmentor.state_dict().items():
-            if key in state:
-                tensor.copy_(state[key])
-            else:
-                tensor.zero_()  # the counters that no one reads
+    # Not by to_empty(), which on the meta device imports torch's compiler.
+    filled = {
+        key: state[key].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if key in state
+        else torch.zeros(tensor.shape, dtype=tensor.dtype)  # the counters that no one reads
+        for key, tensor in segmentor.state_dict().items()
+    }
+    segmentor.load_state_dict(filled, assign=True)

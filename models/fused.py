@@ -41,7 +41,7 @@ graph(
 def can_fuse() -> bool:
     """Whether this torch has the operators, and its notation for them, which are no public part of it."""
     has_operators = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    return has_operators and hasattr(torch._C, "parse_ir")
+    return has_operators and all(hasattr(torch._C, name) for name in ("parse_ir", "_create_function_from_graph"))
 
 
 def has_bfloat16() -> bool:
@@ -176,7 +176,7 @@ def _onednn_name(activation: nn.Module) -> tuple[str, tuple[float, ...]]:
         case nn.ReLU():
             return "relu", ()
         case nn.LeakyReLU():
-            return "leaky_relu", (activation.negative_slope,)
+            return "leaky_relu", (float(activation.negative_slope),)
         case _:
             return "none", ()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.mobilenet import MobileNetV2
+from models.builder import output_channels
 from models.checkpoint import load_segmentor, read_checkpoint
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
@@ -37,7 +38,7 @@ def new_segmentor(head: HeadName, num_classes: int, pretrained: Path | None, out
     """
     random = MobileNetV2(output_stride=output_stride)
     backbone = random if pretrained is None else load_pretrained(pretrained, output_stride)
-    c1, c2, _, _ = stage_channels(backbone)
+    c1, c2, _, _ = output_channels(backbone)
     decoder = Decoder(CHANNELS, (c1, c2), DECODER_CHANNELS)
     return Segmentor(backbone, _new_head(head, num_classes, backbone), decoder)
 
@@ -58,15 +59,16 @@ def continue_segmentor(head: HeadName, num_classes: int, initial: Path, output_s
     return Segmentor(started.backbone, _new_head(head, num_classes, started.backbone), started.decoder)
 
 
-def stage_channels(backbone: nn.Module) -> list[int]:
-    """Channels of `c1` to `c4`."""
-    stages = [backbone.get_submodule(f"layer{stage}").modules() for stage in range(1, 5)]
-    return [[layer.out_channels for layer in stage if isinstance(layer, nn.Conv2d)][-1] for stage in stages]
-
-
 def _new_head(name: HeadName, num_classes: int, backbone: nn.Module) -> Head:
+    head = _random_head(name, num_classes, backbone)
+    # So that no class is likelier than another at first; mmsegmentation's deviation.
+    nn.init.normal_(head.conv_seg.weight, std=0.01)
+    return head
+
+
+def _random_head(name: HeadName, num_classes: int, backbone: nn.Module) -> Head:
     classifier = DECODER_CHANNELS[0]
-    _, _, c3, c4 = stage_channels(backbone)
+    _, _, c3, c4 = output_channels(backbone)
     match name:
         case "ccnet":
             return CCHead(c4, CHANNELS, num_classes, classifier_channels=classifier)

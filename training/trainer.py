@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models.builder import output_channels
 from models.transforms import normalize
 from training.data import Augmentation, Sample, Steps, TrainingSet, class_frequencies
 from training.labels import Labels, to_json
@@ -25,7 +26,6 @@ from training.network import (
     keep_depthwise_exact,
     new_segmentor,
     preprocessing_for,
-    stage_channels,
 )
 
 SMALLEST_CROP = 4  # of which the auxiliary loss sees one pixel
@@ -101,7 +101,7 @@ class Trainer:
             self.segmentor = continue_segmentor(recipe.head, num_classes, start.initial, recipe.output_stride)
         self.started_from = start.record()
         self.segmentor.to(self.device).use_channels_last()
-        self.auxiliary = AuxiliaryHead(stage_channels(self.segmentor.backbone)[2], num_classes).to(self.device)
+        self.auxiliary = AuxiliaryHead(output_channels(self.segmentor.backbone)[2], num_classes).to(self.device)
         self.averaged = copy.deepcopy(self.segmentor).eval()
         if self.device.type == "cpu":
             keep_depthwise_exact(self.segmentor)

@@ -25,7 +25,8 @@ class Cores:
     the next is not alone for long: so passes count as side by side for a while after two were.
 
     Passes side by side have threads of their own too, as many as there may be passes. A thread takes its memory from a
-    heap of its own: what the pass before left there is still in the cache.
+    heap of its own: what the pass before left there is still in the cache. While a model warms up there are more
+    passes than that; what would have to wait for a thread then runs on its caller's.
     """
 
     def __init__(self, threads: int, slots: int, enter: Callable[[], None]) -> None:
@@ -37,28 +38,34 @@ class Cores:
         """
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
+        self._slots = slots
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
         self._beside = ThreadPoolExecutor(slots, "beside", initializer=enter)
         self._running = 0
         self._several = -LULL  # when there were last several, by the monotonic clock
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[[], Value]) -> Value:
-        """Call a function on a thread for those that are alone, or for those that aren't; what it raises is raised."""
+    def run(self, function: Callable[[], Value], *, beside: bool = False) -> Value:
+        """Call a function on a thread for those that are alone, or for those that aren't; what it raises is raised.
+
+        Args:
+            beside: as if others ran beside it
+        """
         with self._lock:
             self._running += 1
-            alone = self._running == 1 and time.monotonic() - self._several >= LULL
+            alone = not beside and self._running == 1 and time.monotonic() - self._several >= LULL
+            crowded = self._running > self._slots
         try:
-            return self._alone.submit(_on, self.all, function).result() if alone else self.beside(function)
+            if alone:
+                return self._alone.submit(_on, self.all, function).result()
+            if crowded:
+                return _on(self.share, function)
+            return self._beside.submit(_on, self.share, function).result()
         finally:
             with self._lock:
                 self._running -= 1
                 if self._running:
                     self._several = time.monotonic()
-
-    def beside(self, function: Callable[[], Value]) -> Value:
-        """Call a function as if others ran beside it."""
-        return self._beside.submit(_on, self.share, function).result()
 
 
 def compute_on(cores: int) -> None:

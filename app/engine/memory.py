@@ -19,7 +19,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 # Parameters of mallopt(3), from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-LARGER_THAN_ANY_BLOCK = 1 << 30  # bytes
+LARGER_THAN_ANY_BLOCK, MOST_OF_OLD = 1 << 30, 1 << 25  # bytes; the second is all that glibc before 2.35 takes
 LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
 
 
@@ -46,13 +46,14 @@ def reuse_heap() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGER_THAN_ANY_BLOCK)
+        if not mallopt(M_MMAP_THRESHOLD, LARGER_THAN_ANY_BLOCK):
+            mallopt(M_MMAP_THRESHOLD, MOST_OF_OLD)
         mallopt(M_TRIM_THRESHOLD, LARGER_THAN_ANY_BLOCK)
         mallopt(M_TOP_PAD, LARGER_THAN_A_HEAP)  # so that a heap that is empty stays mapped
 
 
 def give_back() -> None:
-    """Return the free pages within the heap to the system; without glibc, do nothing."""
+    """Return free pages to the system, but for those at the end of a thread's heap; without glibc, do nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

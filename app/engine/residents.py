@@ -158,7 +158,7 @@ class Residents:
 
     async def _bring(self, loaded: Loaded) -> None:
         await self._call(self._worker.load, loaded.spec, loaded.key)
-        # All at once, so that each is done by a thread of its own.
+        # All at once, so that each thread for passes side by side has one.
         passes = [self._call(self._worker.warm_up, loaded.key) for _ in range(self._slots)]
         errors = [end for end in await asyncio.gather(*passes, return_exceptions=True) if end is not None]
         if errors:

@@ -36,6 +36,7 @@ Value = TypeVar("Value")
 STAGES = ("preprocess", "forward", "postprocess")
 BFLOAT16 = (8, 0)  # compute capability from which on a GPU multiplies it
 WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: unless the settings say otherwise none is larger
+HOST_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc"  # torch has no type of its own for it; TorchScript none at all
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
 
@@ -121,7 +122,7 @@ class Worker:
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].input_size
         image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
         for count in self._warm_up_batches(usual[0] * usual[1]):
-            for beside in (False, False, True):
+            for beside in (False, False, True):  # alone, and as beside another
                 outcomes = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and self._free_memory():
                     outcomes = self._pass(key, self.stage([image] * count), beside=beside)
@@ -190,7 +191,7 @@ class Worker:
         run = partial(self._pass_here, key, staged)
         if self._cores is None:
             return run()
-        return self._cores.beside(run) if beside else self._cores.run(run)
+        return self._cores.run(run, beside=beside)
 
     def _pass_here(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
         height, width = staged.images[0].input_size
@@ -215,7 +216,7 @@ class Worker:
         except Exception as exc:  # noqa: BLE001
             # The traceback is kept for the log; the tensors in its frames would be kept with it.
             traceback.clear_frames(exc.__traceback__)
-            if "DefaultCPUAllocator" in str(exc):  # torch has no type of its own for the host's memory
+            if any(name in str(exc) for name in HOST_IS_FULL):
                 return memory
             self._check_device(exc)
             error = InferenceFailed(failure)

@@ -65,7 +65,7 @@ def section(name: str, scope: Scope, bandwidth: float, deadline: float) -> Itera
 
 def show(title: str, rows: Iterator[Row]) -> list[Row]:
     """Each as soon as it is there, since a call may be cut off."""
-    shown = []
+    shown: list[Row] = []
     for row in rows:
         if not shown:
             print(f"\n{title}\n" + "".join(f"{name:>22}" for name in row))

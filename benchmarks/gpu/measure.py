@@ -20,10 +20,10 @@ def seconds_of(run: Run, *, graph: bool) -> float:
         return time.perf_counter() - started
     repeat = captured(run) if graph else run
     repeat()
-    took = []
+    took: list[float] = []
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(took) < 3:
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record()
         repeat()
         after.record()
@@ -34,7 +34,7 @@ def seconds_of(run: Run, *, graph: bool) -> float:
 
 def captured(run: Run) -> Run:
     """The same as a CUDA graph, after enough runs on the side for libraries and compilers to be ready."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.engine.graphs import MOST, Graphs
 from app.engine.timing import ModuleTimer
@@ -20,11 +20,12 @@ from models.backbones.resnet import BLOCKS, ResNet
 from models.folding import fold_batch_norm
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
+from models.heads.fcn import Head
 from models.heads.non_local import NonLocalHead
 from models.operators import choose_operators
 from models.precision import lower_precision
 
-HEADS: dict[str, Callable[[], nn.Module]] = {
+HEADS: dict[str, Callable[[], Head]] = {
     "ccnet": lambda: CCHead(2048, 512, 19),
     "ann": lambda: ANNHead((1024, 2048), 512, 19),
     "nonlocal": lambda: NonLocalHead(2048, 512, 19),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def operators(scope: Scope, bandwidth: float) -> Iterator[Row]:
         moved = sum(x.nbytes for x in inputs) + inputs[2].nbytes
         exact = criss_cross_attention_reference(*(x.double() for x in inputs))[0]
         for name, form in forms().items():
-            run = lambda form=form, inputs=inputs: form(*inputs)  # noqa: E731
+            run = partial(form, *inputs)
             error = float((run().double() - exact).abs().max())
             seconds = seconds_of(run, graph=True)
             yield {
@@ -71,7 +72,7 @@ def blocks(scope: Scope, deadline: float) -> Iterator[Row]:
             for name, value in zip(names, choice, strict=True):
                 setattr(kernels, name, value)
             try:
-                seconds = seconds_of(lambda inputs=inputs: kernels.criss_cross_attention_triton(*inputs), graph=True)
+                seconds = seconds_of(partial(kernels.criss_cross_attention_triton, *inputs), graph=True)
             except Exception as error:  # noqa: BLE001 - Triton's own, when registers or shared memory don't suffice
                 seconds = float("inf")
                 print(f"{choice}: {type(error).__name__}")

@@ -33,7 +33,6 @@ class Head(nn.Module):
         self.channels = channels
         self.dropout = nn.Dropout2d(0.1)
         self.conv_seg = nn.Conv2d(classifier_channels or channels, num_classes, 1)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Trace, ...]]:
         """Features by name to context [B, channels, h, w] and the attention's traces."""

@@ -105,10 +105,10 @@ class Table:
             out = sizes.width(stage)
             for index in range(blocks):
                 name = f"{self.source.stages}{stage}.{index}"
-                kernels = ((inner, width, 3), (inner, inner, 3))
+                inside = [(inner, width, 3), (inner, inner, 3)]
                 if not sizes.basic:
-                    kernels = ((inner, width, 1), (inner, inner, 3), (out, inner, 1))
-                for number, (to, of, size) in enumerate(kernels, 1):
+                    inside = [(inner, width, 1), (inner, inner, 3), (out, inner, 1)]
+                for number, (to, of, size) in enumerate(inside, 1):
                     self.conv(f"{name}.conv{number}", to, of, size)
                     self.norm(f"{name}.bn{number}", to)
                 if index == 0 and (stage == 2 or width != out):  # where the stride or the width changes
@@ -294,7 +294,7 @@ def _tensor(key: str, shape: tuple[int, ...], numbers: Seeded | Ruled, absolute:
         return numbers.uniform(shape) * 0.4 + 0.3
     normal = numbers.normal(shape)
     if len(shape) == 4:
-        return normal * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+        return normal * math.sqrt(2 / (shape[1] * shape[2] * shape[3]))
     if not key.endswith("weight"):
         return normal * 0.2
     weight = normal * 0.3 + 0.9

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from models.backbones.mobilenet import MobileNetV2
+from models.backbones.mobilenet_edgetpu import MobileNetEdgeTPU
 from models.backbones.resnet import BLOCKS, BasicBlock, ResNet
-from models.builder import Options, build_segmentor
+from models.builder import Options, build_segmentor, output_channels
 from models.errors import CheckpointError
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
@@ -47,6 +50,22 @@ def read_table(shared: Path, name: str, depth: int) -> Shapes:
 def shapes_of(segmentor: Segmentor) -> Shapes:
     state = segmentor.state_dict()
     return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [
+        (MobileNetV2, [24, 32, 96, 320]),
+        (MobileNetEdgeTPU, [24, 40, 72, 144]),
+        (lambda: ResNet((1, 2, 1, 3), stem_channels=(3, 10), planes=(5, 6, 8, 12)), [20, 24, 32, 48]),
+        (lambda: ResNet((1, 1, 1, 1), block=BasicBlock, stem_channels=(4, 8), planes=(8, 9, 10, 11)), [8, 9, 10, 11]),
+    ],
+)
+def test_output_channels_are_those_of_the_features(backbone: Callable[[], nn.Module], channels: list[int]) -> None:
+    net = backbone().eval()
+    with torch.no_grad():
+        features = net(torch.randn(1, 3, 32, 32))
+    assert output_channels(net) == [feature.shape[1] for feature in features.values()] == channels
 
 
 @pytest.mark.parametrize(("name", "depth"), TABLES)

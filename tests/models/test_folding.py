@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.folding import fold_batch_norm
+from models.folding import fold_batch_norm, leave_out_batch_norm
 from models.segmentor import Segmentor
 
 Build = Callable[[str, str], Segmentor]
@@ -25,6 +25,18 @@ def test_folded_network_is_the_same_function(tiny_segmentor: Build, backbone: st
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert want.std() > 0
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "edgetpu"])
+def test_a_network_without_values_gets_the_parameters_of_a_folded_one(tiny_segmentor: Build, backbone: str) -> None:
+    segmentor = tiny_segmentor(backbone, "ann")
+    empty = deepcopy(segmentor).to("meta")
+    leave_out_batch_norm(empty)
+    fold_batch_norm(segmentor)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert {key: tensor.shape for key, tensor in empty.state_dict().items()} == {
+        key: tensor.shape for key, tensor in segmentor.state_dict().items()
+    }
 
 
 def test_a_projection_that_two_share_is_folded_once(tiny_segmentor: Build) -> None:

@@ -27,7 +27,6 @@ from training.network import (
     keep_depthwise_exact,
     new_segmentor,
     preprocessing_for,
-    stage_channels,
 )
 
 PUBLISHED = pytest.mark.parametrize("published", ["mobilenet_file", "edgetpu_file"])
@@ -37,17 +36,6 @@ PUBLISHED = pytest.mark.parametrize("published", ["mobilenet_file", "edgetpu_fil
 def weights(published: str, request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(published)
     return path
-
-
-@pytest.mark.parametrize(
-    ("backbone", "channels"),
-    [(MobileNetV2, [24, 32, 96, 320]), (MobileNetEdgeTPU, [24, 40, 72, 144])],
-)
-def test_stage_channels_are_the_features(backbone: type[nn.Module], channels: list[int]) -> None:
-    net = backbone().eval()
-    with torch.no_grad():
-        features = net(torch.randn(1, 3, 32, 32))
-    assert stage_channels(net) == [feature.shape[1] for feature in features.values()] == channels
 
 
 def test_a_pretrained_backbone_is_folded_and_a_new_one_is_not(mobilenet_file: Path) -> None:

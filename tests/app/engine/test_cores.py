@@ -26,7 +26,7 @@ def test_a_pass_alone_has_all_cores_and_its_own_thread(
     cores = Cores(threads, slots, lambda: None)
     for _ in range(2):
         assert caller.submit(cores.run, where).result() == (threads, "alone_0")
-    cores_then, thread = caller.submit(cores.beside, where).result()
+    cores_then, thread = caller.submit(cores.run, where, beside=True).result()
     assert (cores_then, thread.split("_")[0]) == (share, "beside")
 
 
@@ -70,15 +70,24 @@ def test_threads_are_entered_first() -> None:
     cores = Cores(2, 1, lambda: entered.append(threading.current_thread().name))
     for _ in range(2):
         cores.run(where)
-        cores.beside(where)
+        cores.run(where, beside=True)
     assert entered == ["alone_0", "beside_0"]
 
 
-def test_there_are_as_many_threads_as_passes() -> None:
-    cores, everyone = Cores(2, 2, lambda: None), threading.Barrier(2)
-    callers = ThreadPoolExecutor(6)
-    together = [callers.submit(cores.beside, lambda: (everyone.wait(60), where()[1])[1]) for _ in range(6)]
-    assert {run.result() for run in together} == {"beside_0", "beside_1"}
+def test_there_are_as_many_threads_as_passes_and_one_too_many_waits_for_none() -> None:
+    cores, everyone = Cores(2, 2, lambda: None), threading.Barrier(3)
+
+    def together() -> tuple[int, str]:
+        everyone.wait(60)
+        return where()
+
+    callers = ThreadPoolExecutor(3, "caller", initializer=compute_on, initargs=(2,))
+    for _ in range(2):
+        runs = [callers.submit(cores.run, together, beside=True) for _ in range(3)]
+        found = [run.result() for run in runs]
+        assert {cores_then for cores_then, _ in found} == {1}
+        assert {thread.split("_")[0] for _, thread in found} == {"beside", "caller"}
+        assert {"beside_0", "beside_1"} < {thread for _, thread in found}
 
 
 def test_cores_are_set_for_the_calling_thread(caller: ThreadPoolExecutor) -> None:

@@ -4,13 +4,15 @@ import mmap
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from app.engine import memory
 from app.engine.device import Segmentation
-from app.engine.memory import give_back, in_own_pages, outlive
+from app.engine.memory import give_back, in_own_pages, outlive, reuse_heap
 from app.timings import Timings
 from models import Trace
 
@@ -66,18 +68,18 @@ def test_free_pages_are_given_back() -> None:
     assert resident() < grown - 20_000_000
 
 
-# Prints the pages that the system had to map while a thread took and freed twice 40 MB, more than one heap of a thread
-# holds, for the last 20 of 40 times.
+# Prints the pages that the system had to map while a thread took and freed some blocks, for the last 20 of 40 times.
 ALLOCATE_AGAIN = """
 import resource, sys, threading, torch
 from app.engine.memory import reuse_heap
 
 def allocate():
     for _ in range(40):
-        both = torch.ones(40_000_000, dtype=torch.uint8), torch.ones(40_000_000, dtype=torch.uint8)
-        del both
+        blocks = [torch.ones(megabytes * 10**6, dtype=torch.uint8) for _ in range(count)]
+        del blocks
         counts.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt)
 
+count, megabytes = int(sys.argv[2]), int(sys.argv[3])
 if sys.argv[1] == "reuse":
     reuse_heap()
 counts = []
@@ -88,12 +90,27 @@ print(counts[-1] - counts[-20])
 """
 
 
-@pytest.mark.parametrize("heap", ["reuse", "as it is"])
-def test_a_pass_finds_the_pages_of_the_one_before(heap: str) -> None:
+# More than one heap of a thread holds: twice what glibc would map for itself, thrice what lies on heaps anyway.
+@pytest.mark.parametrize(("heap", "count", "megabytes"), [("reuse", 2, 40), ("as it is", 2, 40), ("reuse", 3, 20)])
+def test_a_pass_finds_the_pages_of_the_one_before(heap: str, count: int, megabytes: int) -> None:
     # In a process of its own, since how the heap works can't be put back.
-    command = [sys.executable, "-c", ALLOCATE_AGAIN, heap]
+    command = [sys.executable, "-c", ALLOCATE_AGAIN, heap, str(count), str(megabytes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     assert (int(done.stdout) < 1000) == (heap == "reuse")
+
+
+def test_an_old_glibc_gets_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if parameter == memory.M_MMAP_THRESHOLD and value > 1 << 25:
+            return 0
+        taken[parameter] = value
+        return 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    reuse_heap()
+    assert taken == {memory.M_MMAP_THRESHOLD: 1 << 25, memory.M_TRIM_THRESHOLD: 1 << 30, memory.M_TOP_PAD: 1 << 28}
 
 
 def resident() -> int:

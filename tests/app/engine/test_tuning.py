@@ -13,6 +13,7 @@ from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import FusedConv, can_fuse, has_bfloat16
 from models.ops.upsample import upsample_argmax
+from models.scripted import Scripted, can_script
 from models.transforms import normalize, resize
 from training.scenes import draw_street
 
@@ -79,6 +80,19 @@ def test_the_plain_network_where_torch_lacks_the_operators(
     assert tune(segmentor, get_spec(MODELS[0]), reduced=True) is segmentor
     assert not dtypes(segmentor)
     assert "no fused convolutions" in caplog.text
+
+
+@pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions")
+def test_the_same_network_where_torch_has_no_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "can_script", lambda: False)
+    plain = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False)
+    assert not any(isinstance(module, Scripted) for module in plain.modules())
+    monkeypatch.undo()
+    tuned = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False)
+    assert any(isinstance(module, Scripted) for module in tuned.modules()) == can_script()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert torch.equal(plain(image).logits, tuned(image).logits)
 
 
 # --- as on a GPU, here on the CPU

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -352,3 +354,20 @@ def test_cuda_gives_what_the_cpu_gives(
         assert results[0].traces[0].query.device.type == "cpu"
         assert results[0].timings.modules.keys() == expected[0].timings.modules.keys()
     assert on_cuda.memory()["allocated"] > 0
+
+
+LOAD = """
+import sys
+from app.engine.worker import Worker
+from models import get_spec
+worker = Worker("cpu", 1)
+worker.load(get_spec("ccnet-mobilenetv2-camvid"), "ccnet")
+worker.warm_up("ccnet")
+print(*(name for name in ("sympy", "torch._dynamo", "torch._inductor") if name in sys.modules))
+"""
+
+
+def test_torch_s_compiler_stays_out_of_memory() -> None:
+    # A second of the start and 150 MB, for what the meta device and a few others load by the way.
+    done = subprocess.run([sys.executable, "-c", LOAD], stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout == "\n"

@@ -90,7 +90,10 @@ def test_each_kind_of_device_has_its_way_to_be_kept_busy(kind: str, slots: int, 
 # --- memory, failure
 
 
-@pytest.mark.parametrize("error", [RuntimeError(HOST_IS_FULL), MemoryError(), torch.OutOfMemoryError("CUDA")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(HOST_IS_FULL), RuntimeError("std::bad_alloc"), MemoryError(), torch.OutOfMemoryError("CUDA")],
+)
 def test_memory_runs_out_wherever_it_is(worker: Worker, segmentor: Segmentor, error: Exception) -> None:
     fail_beyond(segmentor, 1, error)
     halved = ran(worker, 2)
