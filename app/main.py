@@ -36,6 +36,7 @@ from app.traces import Spans, open_spans
 from models import ModelSpec, list_models
 
 SWEEP_INTERVAL = 5.0  # seconds
+CODECS = 8  # threads: more than one event loop keeps busy, and each keeps up to 64 MiB of what it has freed
 MAX_DERIVED_BYTES = 128 << 20  # the matrices of both steps of criss-cross attention at 128x256 cells
 MAX_SLOW_MAPS = 8  # that take seconds each, one after another
 DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
@@ -58,8 +59,6 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         # FastAPI's own spans tell paths and queries, whose ids open results; app/traces.py writes ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
-    patch_fastapi(app, redirect_from_root_to_docs=False)
     series = Metrics()
     series.build(__version__, torch.__version__)
     if worker is None:
@@ -88,12 +87,14 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         catalog=catalog,
         results=ResultStore(settings.max_result_bytes, settings.result_ttl, on_removed=derived.forget),
         metrics=series,
-        codecs=_threads("codec", os.cpu_count()),
+        codecs=_threads("codec", min(CODECS, os.cpu_count() or 1)),
         derived=derived,
         slow_lane=SlowLane(_threads("slow", 1), "attention maps", MAX_SLOW_MAPS),
     )
     for routes in (segment, results, attention, models, health, metrics, page):
-        app.include_router(routes.router)
+        app.include_router(routes.router)  # in this order a request is compared with them
+    # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
+    patch_fastapi(app, redirect_from_root_to_docs=False)
     app.mount("/web", StaticFiles(directory=page.WEB))
     errors.install(app)
     app.state.spans = open_spans(os.environ)
@@ -101,7 +102,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     return app
 
 
-def _threads(name: str, count: int | None) -> ThreadPoolExecutor:
+def _threads(name: str, count: int) -> ThreadPoolExecutor:
     """Each of which computes on one core."""
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=compute_on, initargs=(1,))
 

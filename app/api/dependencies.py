@@ -52,9 +52,13 @@ class Services:
         await asyncio.gather(self.engine.stop(timeout), self.slow_lane.stop(timeout))
 
 
-async def _services(request: Request) -> Services:  # async, or FastAPI would send it to another thread
+def services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+async def _services(request: Request) -> Services:  # async, or FastAPI would send it to another thread
+    return services_of(request)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

@@ -70,13 +70,15 @@ class RequestMiddleware:
 
     def _note(self, scope: Scope, method: str, status: int, started: float) -> None:
         ended = time.perf_counter()
-        headers, state = Headers(scope=scope), scope["state"]
-        request_id = state["request_id"]
         # A template, never the path itself: ids in labels would make a series a request.
         route = getattr(scope.get("route"), "path", "unmatched")
         # So would a method, which a client makes up as it likes.
         method = method if method in METHODS else "other"
         self.metrics.http_request(method, route, status, ended - started)
+        if self.spans is None and not log.isEnabledFor(logging.INFO):
+            return
+        headers, state = Headers(scope=scope), scope["state"]
+        request_id = state["request_id"]
         timings: Timings = state.get("timings") or Timings()
         noted = {"request_id": request_id, **state.get("noted", {}), "batch_size": timings.batch_size or None}
         noted = {name: value for name, value in noted.items() if value is not None}

@@ -48,8 +48,9 @@ async def segment_picture(
         segmentation = await services.engine.segment(job, images)
 
         def finished() -> tuple[Record, Value]:
-            record = Record(new_id(), spec, picture.body, outlive(segmentation))
-            record = replace(record, kept=record.nbytes <= services.results.max_bytes)
+            record = Record(new_id(), spec, picture.body, segmentation)
+            kept = record.nbytes <= services.results.max_bytes
+            record = replace(record, segmentation=outlive(segmentation) if kept else segmentation, kept=kept)
             return record, finish(record)
 
         record, value = await services.in_codec_thread(finished)

@@ -6,7 +6,7 @@ A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -41,6 +41,7 @@ class Scheduler(Generic[Payload]):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._arriving: dict[Job[Payload], None] = {}  # let in, not yet decoded
+        self._expected: dict[str, int] = {}  # passes of those, by model
         self._lanes: dict[Lane, deque[Job[Payload]]] = {}
         self._running: list[Batch[Payload]] = []
         self._limits = Limits(policy.max_batch_size, policy.max_batch_pixels)
@@ -59,7 +60,7 @@ class Scheduler(Generic[Payload]):
     def depth(self, model: str) -> int:
         """Jobs of one model arriving or waiting, each with as many passes as it needs."""
         waiting = sum(len(jobs) for lane, jobs in self._lanes.items() if lane.model == model)
-        return waiting + sum(job.passes for job in self._arriving if job.model == model)
+        return waiting + self._expected.get(model, 0)
 
     @property
     def unfinished(self) -> list[Job[Payload]]:
@@ -102,6 +103,7 @@ class Scheduler(Generic[Payload]):
         job.admitted = now
         job.predicted = self._seconds_until_done(job, now)
         self._arriving[job] = None
+        self._expected[job.model] = self._expected.get(job.model, 0) + job.passes
         self._size += job.passes
         self._bytes += job.nbytes
 
@@ -172,6 +174,9 @@ class Scheduler(Generic[Payload]):
     def _remove(self, job: Job[Payload]) -> bool:
         if job in self._arriving:
             del self._arriving[job]
+            self._expected[job.model] -= job.passes
+            if not self._expected[job.model]:
+                del self._expected[job.model]
         elif job.lane in self._lanes and job in self._lanes[job.lane]:
             self._lanes[job.lane].remove(job)
             if not self._lanes[job.lane]:
@@ -258,15 +263,22 @@ class Scheduler(Generic[Payload]):
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
         """Device seconds of all that is here and of one more job, and those of that job's last batch."""
-        counts = Counter({lane: len(jobs) for lane, jobs in self._lanes.items()})
-        # Who has been decoded goes before those who have not.
-        arriving = list(self._arriving) if extra is None or extra.lane is None else []
-        for job in arriving if extra is None else [*arriving, extra]:
-            if job.lane is None:
-                counts[self._costs.typical(job.model)] += job.passes
-            else:
-                counts.update(part.lane for part in job.parts if part.lane is not None)
-        own = None if extra is None else extra.parts[-1].lane or self._costs.typical(extra.model)
+        counts = {lane: len(jobs) for lane, jobs in self._lanes.items()}
+
+        def count(lane: Lane, passes: int) -> None:
+            counts[lane] = counts.get(lane, 0) + passes
+
+        if extra is None or extra.lane is None:  # who has been decoded goes before those who have not
+            for model, passes in self._expected.items():
+                count(self._costs.typical(model), passes)
+        own = None
+        if extra is not None:
+            own = extra.parts[-1].lane or self._costs.typical(extra.model)
+            if extra.lane is None:
+                count(own, extra.passes)
+            for part in extra.parts:
+                if part.lane is not None:
+                    count(part.lane, 1)
         return self._forecast.work(counts, self._running, own, now)
 
     def _seconds_each(self, job: Job[Any]) -> float:

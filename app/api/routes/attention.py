@@ -93,7 +93,7 @@ class AttentionQuery(BaseModel):
         304: {"description": "As the `ETag` in `If-None-Match`."},
         **problems(404, 406, 422, 429, 503, 504),
     },
-    openapi_extra=describe_query(AttentionQuery),
+    openapi_extra={"parameters": describe_query(AttentionQuery)},
 )
 async def get_attention(
     result_id: str,

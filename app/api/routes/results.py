@@ -22,7 +22,7 @@ router = APIRouter()
     summary="Fetch a result again",
     response_model=SegmentReply,
     responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
-    openapi_extra=describe_query(ResultQuery),
+    openapi_extra={"parameters": describe_query(ResultQuery)},
 )
 async def get_result(
     result_id: str,

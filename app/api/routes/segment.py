@@ -10,18 +10,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, TypeAdapter
 from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, announced_bytes, read_image
 from app.api.comparison import disagreement
 from app.api.decoding import Picture
-from app.api.dependencies import Services, ServicesDep
+from app.api.dependencies import Services, services_of
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems, to_problem
 from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
-from app.api.parameters import describe_query, from_query
+from app.api.parameters import describe_header, describe_query, read_header, read_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
@@ -31,6 +32,8 @@ from app.errors import DeadlineExceeded, InvalidParameter, ServiceError
 from app.timings import Timings
 
 router = APIRouter()
+
+TIMEOUT, POSITIVE = "x-request-timeout-seconds", TypeAdapter[float](Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 Failures = Mapping[str, ServiceError]  # by model
 
@@ -43,19 +46,20 @@ Failures = Mapping[str, ServiceError]  # by model
         200: {"content": CONTENT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
     },
-    openapi_extra={**OPENAPI_BODY, **describe_query(SegmentQuery)},
+    openapi_extra={
+        **OPENAPI_BODY,
+        "parameters": [
+            *describe_query(SegmentQuery),
+            describe_header(TIMEOUT, POSITIVE, "How long the caller will wait, if less than the server's own limit."),
+        ],
+    },
 )
-async def segment(
-    request: Request,
-    services: ServicesDep,
-    query: Annotated[SegmentQuery, Depends(from_query(SegmentQuery))],
-    accept: Annotated[str | None, Header()] = None,
-    x_request_timeout_seconds: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
-) -> Response:
-    settings, timings = services.settings, Timings()
-    allowed = min(settings.request_timeout, x_request_timeout_seconds or settings.request_timeout)
+async def segment(request: Request) -> Response:  # FastAPI's own ways to read more cost more
+    services, timings = services_of(request), Timings()
+    settings, query = services.settings, read_query(SegmentQuery, request)
+    allowed = min(settings.request_timeout, read_header(TIMEOUT, POSITIVE, request) or settings.request_timeout)
     names = _names(query.model or settings.default_model)
-    wanted, media_type = _choose_format(query.format, accept, len(names))
+    wanted, media_type = _choose_format(query.format, request.headers.get("accept"), len(names))
     orders = _orders(services, names, query, request.state.request_id, time.monotonic() + allowed)
     # For the request's line in the log, and its spans.
     passes = sum(order.passes for order in orders)

@@ -50,7 +50,7 @@ def app_of(model: Any) -> FastAPI:
     theirs.__annotations__["query"] = Annotated[model, Query()]
     ours.__annotations__["query"] = Annotated[model, Depends(from_query(model))]
     app.get("/theirs")(theirs)
-    app.get("/ours", openapi_extra=describe_query(model))(ours)
+    app.get("/ours", openapi_extra={"parameters": describe_query(model)})(ours)
     return app
 
 
