@@ -42,6 +42,7 @@ NAMES = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilen
 SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 STREETS = 7
+THREADS = (1, 2)  # as in the service on two cores
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -67,7 +68,7 @@ def logits_of(segmentor: Callable[[Tensor], Output]) -> Forward:
 
 def fused(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> Forward:
     own = copy.deepcopy(segmentor)
-    fuse_convolutions(own, image, reduced=reduced)
+    fuse_convolutions(own, image, reduced=reduced, threads=THREADS)
     run_in_strips(own)
     if can_script():
         script_stages(own)

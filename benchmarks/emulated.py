@@ -55,7 +55,7 @@ class Emulated:
     def run(self, key: str, staged: Staged) -> Ran:
         timings = Timings()
         with timings.stage("forward"):
-            if any(self._cost):  # the peers' null workload does not even ask for the device
+            if any(self._cost):  # as for the peers
                 occupy_device(self._cost, len(staged.images))
         outcomes: list[Outcome] = [
             Segmentation(np.zeros(image.original, np.uint8), np.full(image.original, 255, np.uint8), (), timings)

@@ -7,7 +7,7 @@ with another, so that a noisy neighbour disturbs all alike.
 
 * real: the bundled CCNet, JPEG in, PNG out, for clients that send as soon as they are answered
 * emulated: on an emulated accelerator, where a pass of n images costs a + b * n seconds and no CPU time
-* null: no model at all; what is left is the server
+* null: no model at all; what is left is the server, with a tiny PNG to decode and one to encode
 * overload: clients that come when they come, at up to three times what the device can do, on both devices
 * soak (`--soak SECONDS`): our server's memory under a thousand image sizes
 """

@@ -7,10 +7,14 @@ compiler and no compilation at the start, and leave every module in its place, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache
+from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from models.layers import ConvModule
 from models.segmentor import Segmentor
@@ -20,6 +24,9 @@ VALUE = "decode_head.cca.value_conv"
 # Of ANN, which join attention's context to the map that it is of; what reads them rounds what it reads.
 JOINS = ("decode_head.fusion.bottleneck", "decode_head.context.bottleneck")
 
+HEIGHTS = (1, 3 / 4, 2 / 3)  # of inputs that are to share a layout, as parts of the usual one
+
+Threads = tuple[int, int]
 Convolution = Callable[[Tensor, Tensor, Tensor | None, list[int], list[int], list[int], int], Tensor]
 # In TorchScript's own notation, since what it reads of Python has no way to write `Scalar?[]`.
 GRAPH = """
@@ -40,7 +47,8 @@ graph(
 
 def can_fuse() -> bool:
     """Whether this torch has the operators, and its notation for them, which are no public part of it."""
-    has_operators = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    operators = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
+    has_operators = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in operators)
     return has_operators and all(hasattr(torch._C, name) for name in ("parse_ir", "_create_function_from_graph"))
 
 
@@ -59,12 +67,14 @@ class FusedConv(nn.Module):
         dtype: torch.dtype,
         size: torch.Size,
         out_dtype: torch.dtype | None = None,
+        threads: Threads = (1, 1),
     ) -> None:
         """
         Args:
             dtype: of the weights and the products
-            size: of its usual input, for which the weights are laid out; others work, after a copy of them each time
+            size: of its usual input; others work too
             out_dtype: of the result, if another than `dtype`
+            threads: that it is computed on beside other passes, and alone; the calling thread is set to these
         """
         super().__init__()
         self.out_channels = conv.out_channels
@@ -73,10 +83,11 @@ class FusedConv(nn.Module):
         # What the operators take beside tensors.
         self.padding, self.stride, self.dilation = (list(pair) for pair in (conv.padding, conv.stride, conv.dilation))
         self.groups = conv.groups
-        weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, list(size)
-        )
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.beside = threads[0]
+        beside, alone = (self._lay_out(weight, size, number) for number in threads)
+        self.weight = nn.Parameter(beside, requires_grad=False)
+        same = beside is alone or _layout(beside) == _layout(alone)
+        self.weight_alone = self.weight if same else nn.Parameter(alone, requires_grad=False)
         # In float32 whatever the dtype: it is added before the sum is rounded, and costs nothing.
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self._dtype = dtype
@@ -94,18 +105,53 @@ class FusedConv(nn.Module):
         padding = [self.padding[0] if pads_rows else 0, self.padding[1]]
         # torch's own look at the type costs as much as a small operator.
         x = x if x.dtype == self._dtype else x.to(self._dtype)
-        out: Tensor = self._convolve(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+        weight = self.weight
+        # TorchScript can't tell: of what it runs there are two, see `alone`.
+        if not is_scripting():  # noqa: SIM102 - of two conditions in one TorchScript would leave out nothing
+            if torch.get_num_threads() != self.beside:
+                weight = self.weight_alone
+        out: Tensor = self._convolve(x, weight, self.bias, padding, self.stride, self.dilation, self.groups)
         out = out if out.dtype == self.out_dtype else out.to(self.out_dtype)
         return out if self.activation is None else self.activation(out)
 
+    def _lay_out(self, weight: Tensor, size: torch.Size, threads: int) -> Tensor:
+        """The weights as oneDNN wants them for the usual input and for flatter ones, if that is the same.
 
-def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> None:
+        Else as they are: laid out for another input they are laid out anew in each pass, slowly; from no layout, fast.
+        """
+        count, channels, height, width = size
+        torch.set_num_threads(threads)
+        layouts: dict[bytes, Tensor] = {}
+        for part in HEIGHTS:
+            laid_out = torch.ops.mkldnn._reorder_convolution_weight(
+                *(weight, self.padding, self.stride, self.dilation, self.groups),
+                [count, channels, ceil(part * height), width],
+            )
+            layouts[_layout(laid_out)] = laid_out
+        return layouts.popitem()[1] if len(layouts) == 1 else weight
+
+
+def alone(module: nn.Module) -> nn.Module | None:
+    """The same module with weights for passes that are alone, all others shared; None if they are no others."""
+    fused = [part for part in module.modules() if isinstance(part, FusedConv)]
+    if all(conv.weight is conv.weight_alone for conv in fused):
+        return None
+    shared = (*module.parameters(), *(conv._convolve for conv in fused))
+    copied = deepcopy(module, {id(part): part for part in shared})
+    for part in copied.modules():
+        if isinstance(part, FusedConv):
+            part.weight = part.weight_alone
+    return copied
+
+
+def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool, threads: Threads = (1, 1)) -> None:
     """Replace, in place, every convolution, its batch norm folded, together with its activation.
 
     Args:
         image: [1, 3, H, W] of the usual size
         reduced: bfloat16 in those that `tolerates` names; it rounds what they put out, so that the caller must see
             whether the network bears it
+        threads: as for `FusedConv`
     """
     sizes = _input_sizes(segmentor, image)
     late = _late_blocks(segmentor)
@@ -119,10 +165,15 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> 
             dtype = torch.bfloat16 if reduced and tolerates(name, conv, late) else torch.float32
             # What heads do between convolutions they do in float32, as they would otherwise.
             keeps = name == VALUE or not name.startswith("decode_head.")
-            made[module] = FusedConv(conv, activation, dtype, sizes[conv], dtype if keeps else torch.float32)
+            made[module] = FusedConv(conv, activation, dtype, sizes[conv], dtype if keeps else torch.float32, threads)
         return made[module]
 
-    _replace(segmentor, "", fused)
+    before = torch.get_num_threads()
+    # On a thread that ends, and its helpers with it: OpenMP counts those of all threads that ever computed on several
+    # cores, and as soon as they are more than the cores it sends each to sleep after every operator.
+    with ThreadPoolExecutor(1) as brief:
+        brief.submit(_replace, segmentor, "", fused).result()
+    torch.set_num_threads(before)
 
 
 def tolerates(name: str, conv: nn.Conv2d, late: tuple[str, ...]) -> bool:
@@ -166,6 +217,14 @@ def _input_sizes(segmentor: Segmentor, image: Tensor) -> dict[nn.Module, torch.S
     for hook in hooks:
         hook.remove()
     return sizes
+
+
+def _layout(weight: Tensor) -> bytes:
+    """What tells one layout from another; of none at all, nothing."""
+    if not weight.is_mkldnn:
+        return b""
+    description: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(weight)
+    return description.numpy().tobytes()
 
 
 def _onednn_name(activation: nn.Module) -> tuple[str, tuple[float, ...]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit.frontend import FrontendError
 
+from models.fused import FusedConv, alone
 from models.precision import STAGES
 from models.segmentor import Segmentor
 
@@ -25,9 +26,13 @@ class Scripted(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.script = torch.jit.script(module)
+        other = alone(module)
+        self.script_alone = self.script if other is None else torch.jit.script(other)
+        self._beside = next((part.beside for part in module.modules() if isinstance(part, FusedConv)), 1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = self.script(*inputs)
+        script = self.script if torch.get_num_threads() == self._beside else self.script_alone
+        out: Tensor = script(*inputs)
         return out
 
 

@@ -31,16 +31,16 @@ class Strips(nn.Module):
         self._pad, self._stride = self.depthwise.padding[0], self.depthwise.stride[0]
         self._out_channels, self._out_dtype = self.project.out_channels, self.project.out_dtype
         self._has_residual = block.has_residual
-        self._strip_elements, self._worth_it = STRIP_ELEMENTS, WORTH_IT
+        self.strip_elements, self.worth_it = STRIP_ELEMENTS, WORTH_IT
 
     def forward(self, x: Tensor) -> Tensor:
         count, _, height, width = x.shape
         # Of several images the strips would not lie in one piece.
-        if count > 1 or height * width * self._hidden < self._worth_it:
+        if count > 1 or height * width * self._hidden < self.worth_it:
             out: Tensor = self.block(x)
             return out
         new_height, new_width = (height - 1) // self._stride + 1, (width - 1) // self._stride + 1
-        at_once = max(1, self._strip_elements // (width * self._hidden * self._stride))
+        at_once = max(1, self.strip_elements // (width * self._hidden * self._stride))
         whole = torch.empty(
             [1, self._out_channels, new_height, new_width],
             dtype=torch.promote_types(self._out_dtype, x.dtype) if self._has_residual else self._out_dtype,

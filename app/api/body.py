@@ -54,9 +54,12 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     Raises:
         MalformedBody: empty, a broken form, or not exactly one image in it
         TooLarge: more than `max_bytes`, by its announcement or by count
-        UnsupportedImage: a content type that we don't read
+        UnsupportedImage: a content type or encoding that we don't read
     """
     announced_bytes(request, max_bytes)
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedImage(f"content encoding {encoding!r}; images are compressed, send them as they are")
     limited = Request(request.scope, _limited(request, max_bytes))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM_TYPE:

@@ -80,10 +80,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def to_problem(error: ServiceError, request_id: str) -> Problem:
-    """What is said of an error. What it was caused by is for the log alone."""
-    if error.__cause__ is not None:
-        log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__)
+    """What is said of an error. What it was caused by is for the log alone, if the server is to blame."""
     status = next(STATUS[kind] for kind in type(error).mro() if kind in STATUS)
+    if status >= 500 and error.__cause__ is not None:
+        log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__)
     numbers = {"limit": error.limit, "actual": error.actual, "retry_after": error.retry_after}
     return _problem(error.code, status, error.detail, request_id, numbers)
 

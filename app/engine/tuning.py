@@ -12,7 +12,7 @@ from torch import Tensor
 from app.engine.prepare import prepare
 from app.imaging import decode
 from models import ModelSpec, Segmentor
-from models.fused import can_fuse, fuse_convolutions, has_bfloat16
+from models.fused import Threads, can_fuse, fuse_convolutions, has_bfloat16
 from models.ops.upsample import upsample_argmax
 from models.precision import lower_precision
 from models.scripted import can_script, script_stages
@@ -26,10 +26,11 @@ LEAST_AGREEMENT = 0.9995  # of the sample's pixels, so that bfloat16 may stand f
 
 
 @torch.inference_mode()
-def tune(segmentor: Segmentor, spec: ModelSpec, *, reduced: bool) -> Segmentor:
+def tune(segmentor: Segmentor, spec: ModelSpec, *, reduced: bool, threads: Threads) -> Segmentor:
     """The network to run in place of one that is on the CPU, its batch norms folded.
 
     Args:
+        threads: that a pass computes on beside others, and alone
         reduced: bfloat16 in part, if this CPU has it and the sample picture's mask stays the same
     """
     if not can_fuse():
@@ -38,13 +39,13 @@ def tune(segmentor: Segmentor, spec: ModelSpec, *, reduced: bool) -> Segmentor:
     image = _sample(spec)
     if reduced and has_bfloat16():
         lower = copy.deepcopy(segmentor)
-        _make_fast(lower, image, reduced=True)
+        _make_fast(lower, image, threads, reduced=True)
         agreement = (_mask(lower, image) == _mask(segmentor, image)).double().mean().item()
         if agreement >= LEAST_AGREEMENT:
             log.info("%s: bfloat16 in part, %.3f %% of the sample as in float32", spec.name, 100 * agreement)
             return lower
         log.info("%s: float32; bfloat16 would give %.3f %% of the sample the same class", spec.name, 100 * agreement)
-    _make_fast(segmentor, image, reduced=False)
+    _make_fast(segmentor, image, threads, reduced=False)
     return segmentor
 
 
@@ -67,8 +68,8 @@ def tune_on_cuda(segmentor: Segmentor, spec: ModelSpec) -> Segmentor:
     return segmentor
 
 
-def _make_fast(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> None:
-    fuse_convolutions(segmentor, image, reduced=reduced)
+def _make_fast(segmentor: Segmentor, image: Tensor, threads: Threads, *, reduced: bool) -> None:
+    fuse_convolutions(segmentor, image, reduced=reduced, threads=threads)
     run_in_strips(segmentor)
     if can_script():
         script_stages(segmentor)

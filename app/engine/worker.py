@@ -230,8 +230,8 @@ class Worker:
         if self.device.type == "cuda" or segmentor.prefers_channels_last:
             segmentor.use_channels_last()
         choose_operators(segmentor, self.device, reference=self._reference_operators)
-        if self.device.type == "cpu":
-            segmentor = tune(segmentor, spec, reduced=self._reduced)
+        if self._cores is not None:
+            segmentor = tune(segmentor, spec, reduced=self._reduced, threads=(self._cores.share, self._cores.all))
         elif self._reduced and torch.cuda.get_device_capability(self.device) >= BFLOAT16:
             segmentor = tune_on_cuda(segmentor, spec)
         return Resident(spec, segmentor, ModuleTimer(segmentor, self.device))

@@ -30,7 +30,7 @@ class Network:
         self._preprocessing = spec.preprocessing
         fold_batch_norm(segmentor)
         segmentor.use_channels_last()
-        self._segmentor = tune(segmentor, spec, reduced=reduced)
+        self._segmentor = tune(segmentor, spec, reduced=reduced, threads=(torch.get_num_threads(),) * 2)
         blank = torch.zeros(*self._preprocessing.input_size((360, 480)), 3, dtype=torch.uint8)
         for _ in range(3):
             self.predict([Image(blank, (360, 480))])

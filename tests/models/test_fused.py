@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.folding import fold_batch_norm
-from models.fused import FusedConv, _late_blocks, can_fuse, fuse_convolutions, has_bfloat16, tolerates
+from models.fused import FusedConv, _late_blocks, _layout, can_fuse, fuse_convolutions, has_bfloat16, tolerates
 from models.segmentor import Output, Segmentor
 
 Build = Callable[[str, str], Segmentor]
@@ -161,3 +164,48 @@ def test_where_ann_joins_maps_is_rounded_and_what_it_attends_with_is_not(tiny_se
         "decode_head.bottleneck.conv",
         "decode_head.context.bottleneck.conv",
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("conv", "height"),
+    [(nn.Conv2d(160, 960, 1), 30), (nn.Conv2d(32, 32, 3, padding=1, groups=32), 240), (nn.Conv2d(128, 64, 3), 60)],
+    ids=["wide", "depthwise", "dense"],
+)
+def test_weights_are_laid_out_where_flatter_inputs_want_the_same(
+    conv: nn.Conv2d, height: int, dtype: torch.dtype
+) -> None:
+    width, before = height * 4 // 3, torch.get_num_threads()
+    shapes = [(tall, width) for tall in (height, -(-height * 3 // 4), height * 2 // 3)]  # 4:3, 16:9 and 2:1
+    weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        wanted: list[set[bytes]] = [set(), set()]
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for shape in shapes:
+                laid_out = torch.ops.mkldnn._reorder_convolution_weight(
+                    weight, list(conv.padding), [1, 1], [1, 1], conv.groups, [1, conv.in_channels, *shape]
+                )
+                wanted[threads - 1].add(_layout(laid_out))
+        fused = FusedConv(conv, nn.Identity(), dtype, torch.Size((1, conv.in_channels, *shapes[0])), threads=(1, 2))
+    torch.set_num_threads(before)
+    for layouts, kept in zip(wanted, (fused.weight, fused.weight_alone), strict=True):
+        assert kept.is_mkldnn == (len(layouts) == 1)
+        assert layouts == {_layout(kept)} if kept.is_mkldnn else torch.equal(kept, weight)
+    assert (fused.weight is fused.weight_alone) == (_layout(fused.weight) == _layout(fused.weight_alone))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux alone lists threads")
+def test_no_thread_that_computes_on_several_cores_is_left(tiny_segmentor: Callable[[str, str], Segmentor]) -> None:
+    segmentor, before = tiny_segmentor("mobilenet", "ccnet"), torch.get_num_threads()
+    fold_batch_norm(segmentor)
+    image = torch.randn(1, 3, 64, 48)
+    with ThreadPoolExecutor(1) as caller:
+        caller.submit(torch.set_num_threads, 1).result()
+        threads = len(list(Path("/proc/self/task").iterdir()))
+        caller.submit(fuse_convolutions, segmentor, image, reduced=False, threads=(1, 2)).result()
+        assert caller.submit(torch.get_num_threads).result() == 1
+        # The last of them end by themselves.
+        while len(list(Path("/proc/self/task").iterdir())) > threads:
+            time.sleep(0.01)
+    torch.set_num_threads(before)

@@ -52,6 +52,13 @@ async def test_other_types_are_named(content_type: str) -> None:
         await read_image(request_of(b"abc", content_type=content_type), 3)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "gzip, identity"])
+async def test_a_compressed_body_is_refused_by_its_encoding(encoding: str) -> None:
+    with pytest.raises(UnsupportedImage, match=f"content encoding '{encoding}'"):
+        await read_image(request_of(b"abc", content_encoding=encoding), 1000)
+    assert await read_image(request_of(b"abc", content_encoding="Identity "), 1000) == b"abc"
+
+
 async def test_an_announced_length_is_believed_before_a_byte_is_read() -> None:
     with pytest.raises(TooLarge) as caught:
         await read_image(request_of(content_length="4"), 3)

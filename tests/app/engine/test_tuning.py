@@ -42,7 +42,7 @@ def mask(segmentor: Segmentor, image: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_masks_of_bundled_models_stay_the_same(name: str) -> None:
     segmentor, spec = folded(name), get_spec(name)
-    tuned = tune(deepcopy(segmentor), spec, reduced=True)
+    tuned = tune(deepcopy(segmentor), spec, reduced=True, threads=(1, 2))
     assert dtypes(tuned) == {torch.float32, torch.bfloat16}
     # Other pictures than the one by which it was decided.
     same = []
@@ -60,16 +60,16 @@ def test_a_network_that_does_not_bear_bfloat16_gets_float32(
 ) -> None:
     monkeypatch.setattr(tuning, "LEAST_AGREEMENT", 1.0)  # as some pixels of any network differ
     with caplog.at_level(logging.INFO, "app.engine.tuning"):
-        tuned = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=True)
+        tuned = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=True, threads=(1, 2))
     assert dtypes(tuned) == {torch.float32}
     assert "float32; bfloat16 would give" in caplog.text
 
 
 @pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions")
 def test_float32_where_the_cpu_has_nothing_less_or_the_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dtypes(tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False)) == {torch.float32}
+    assert dtypes(tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False, threads=(1, 2))) == {torch.float32}
     monkeypatch.setattr(tuning, "has_bfloat16", lambda: False)
-    assert dtypes(tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=True)) == {torch.float32}
+    assert dtypes(tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=True, threads=(1, 2))) == {torch.float32}
 
 
 def test_the_plain_network_where_torch_lacks_the_operators(
@@ -77,7 +77,7 @@ def test_the_plain_network_where_torch_lacks_the_operators(
 ) -> None:
     monkeypatch.setattr(tuning, "can_fuse", lambda: False)
     segmentor = folded(MODELS[0])
-    assert tune(segmentor, get_spec(MODELS[0]), reduced=True) is segmentor
+    assert tune(segmentor, get_spec(MODELS[0]), reduced=True, threads=(1, 2)) is segmentor
     assert not dtypes(segmentor)
     assert "no fused convolutions" in caplog.text
 
@@ -85,10 +85,10 @@ def test_the_plain_network_where_torch_lacks_the_operators(
 @pytest.mark.skipif(not can_fuse(), reason="this torch has no fused convolutions")
 def test_the_same_network_where_torch_has_no_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "can_script", lambda: False)
-    plain = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False)
+    plain = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False, threads=(1, 2))
     assert not any(isinstance(module, Scripted) for module in plain.modules())
     monkeypatch.undo()
-    tuned = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False)
+    tuned = tune(folded(MODELS[0]), get_spec(MODELS[0]), reduced=False, threads=(1, 2))
     assert any(isinstance(module, Scripted) for module in tuned.modules()) == can_script()
     image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
