@@ -171,9 +171,12 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool, thr
     before = torch.get_num_threads()
     # On a thread that ends, and its helpers with it: OpenMP counts those of all threads that ever computed on several
     # cores, and as soon as they are more than the cores it sends each to sleep after every operator.
-    with ThreadPoolExecutor(1) as brief:
-        brief.submit(_replace, segmentor, "", fused).result()
-    torch.set_num_threads(before)
+    # When a thread first computes, torch sets it to what was last asked for on any thread: let that be over.
+    with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as brief:
+        try:
+            brief.submit(_replace, segmentor, "", fused).result()
+        finally:
+            torch.set_num_threads(before)
 
 
 def tolerates(name: str, conv: nn.Conv2d, late: tuple[str, ...]) -> bool:

@@ -57,8 +57,8 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
         UnsupportedImage: a content type or encoding that we don't read
     """
     announced_bytes(request, max_bytes)
-    encoding = request.headers.get("content-encoding", "")
-    if encoding.strip().lower() not in ("", "identity"):
+    encoding = ", ".join(request.headers.getlist("content-encoding"))
+    if {token.strip().lower() for token in encoding.split(",")} - {"", "identity"}:
         raise UnsupportedImage(f"content encoding {encoding!r}; images are compressed, send them as they are")
     limited = Request(request.scope, _limited(request, max_bytes))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

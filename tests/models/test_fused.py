@@ -206,6 +206,8 @@ def test_no_thread_that_computes_on_several_cores_is_left(tiny_segmentor: Callab
         caller.submit(fuse_convolutions, segmentor, image, reduced=False, threads=(1, 2)).result()
         assert caller.submit(torch.get_num_threads).result() == 1
         # The last of them end by themselves.
-        while len(list(Path("/proc/self/task").iterdir())) > threads:
+        ends = time.monotonic() + 10
+        while len(list(Path("/proc/self/task").iterdir())) > threads and time.monotonic() < ends:
             time.sleep(0.01)
+        assert len(list(Path("/proc/self/task").iterdir())) <= threads
     torch.set_num_threads(before)

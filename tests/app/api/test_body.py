@@ -56,7 +56,7 @@ async def test_other_types_are_named(content_type: str) -> None:
 async def test_a_compressed_body_is_refused_by_its_encoding(encoding: str) -> None:
     with pytest.raises(UnsupportedImage, match=f"content encoding '{encoding}'"):
         await read_image(request_of(b"abc", content_encoding=encoding), 1000)
-    assert await read_image(request_of(b"abc", content_encoding="Identity "), 1000) == b"abc"
+    assert await read_image(request_of(b"abc", content_encoding="Identity , identity"), 1000) == b"abc"
 
 
 async def test_an_announced_length_is_believed_before_a_byte_is_read() -> None:
