@@ -24,7 +24,7 @@ VALUE = "decode_head.cca.value_conv"
 # Of ANN, which join attention's context to the map that it is of; what reads them rounds what it reads.
 JOINS = ("decode_head.fusion.bottleneck", "decode_head.context.bottleneck")
 
-HEIGHTS = (1, 3 / 4, 2 / 3)  # of inputs that are to share a layout, as parts of the usual one
+HEIGHTS: tuple[float, ...] = (1, 3 / 4, 2 / 3)  # of inputs that are to share a layout, as parts of the usual one
 
 Threads = tuple[int, int]
 Convolution = Callable[[Tensor, Tensor, Tensor | None, list[int], list[int], list[int], int], Tensor]
