@@ -6,6 +6,7 @@ over it). Windows of one size go through the network together, whichever image o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,10 +125,15 @@ def list_views(original: Size, preprocessing: Preprocessing, inference: Inferenc
     )
 
 
+def count_passes(original: Size, preprocessing: Preprocessing, inference: Inference) -> int:
+    """How many windows all views of an image of this size have together, without a list of them."""
+    sizes = (preprocessing.input_size(original, scale) for scale in inference.scales)
+    return (2 if inference.flip else 1) * sum(_count_windows(size, inference) for size in sizes)
+
+
 def list_windows(size: Size, inference: Inference) -> tuple[Window, ...]:
     """The windows of a view, row by row. One over the edge is shifted back; a side below the crop is taken whole."""
-    is_small = size[0] < inference.crop[0] or size[1] < inference.crop[1]
-    if inference.mode == "whole" or (is_small and inference.below_crop == "whole"):
+    if _is_whole(size, inference):
         return (Window(0, 0, *size),)
     rows, columns = (_spans(*side) for side in zip(size, inference.crop, inference.stride, strict=True))
     return tuple(Window(top, left, bottom, right) for top, bottom in rows for left, right in columns)
@@ -218,7 +224,22 @@ def _weighted(patch: Patch, weight: float) -> Patch:
     return patch._replace(rows=replace(patch.rows, matrix=patch.rows.matrix * weight))
 
 
+def _count_windows(size: Size, inference: Inference) -> int:
+    if _is_whole(size, inference):
+        return 1
+    return math.prod(_count(*side) for side in zip(size, inference.crop, inference.stride, strict=True))
+
+
+def _is_whole(size: Size, inference: Inference) -> bool:
+    """Whether a view of this size is seen at once."""
+    is_small = size[0] < inference.crop[0] or size[1] < inference.crop[1]
+    return inference.mode == "whole" or (is_small and inference.below_crop == "whole")
+
+
 def _spans(length: int, crop: int, stride: int) -> list[Span]:
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    ends = (min(index * stride + crop, length) for index in range(count))
+    ends = (min(index * stride + crop, length) for index in range(_count(length, crop, stride)))
     return [(max(end - crop, 0), end) for end in ends]
+
+
+def _count(length: int, crop: int, stride: int) -> int:
+    return max(length - crop + stride - 1, 0) // stride + 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
+from app.api.deadline import until
 from app.api.dependencies import Services
 from app.api.inference import choose_inference
 from app.api.schemas import SegmentQuery
 from app.engine.prepare import prepare
 from app.engine.staging import Image
-from app.errors import DeadlineExceeded, ServiceError
+from app.errors import ServiceError
 from app.imaging import Array, decode
 from app.timings import Timings
 from models import ModelSpec
@@ -47,11 +47,9 @@ class Picture:
         decoding = self._decoding
         self._waiting += 1
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with until(deadline, "the image was decoded"):
                 # Shielded: who gives up must not take it from the others.
                 found = (await asyncio.shield(decoding))[place]
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         finally:
             self._waiting -= 1
             if not self._waiting:

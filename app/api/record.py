@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from app.engine.device import Segmentation
 from models import ModelSpec
 
+OVERHEAD = 12_000  # bytes: what a result of a single cell takes beside its arrays, about
+
 
 @dataclass(frozen=True)
 class Record:
@@ -28,7 +30,7 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        return len(self.upload) + self.segmentation.nbytes
+        return len(self.upload) + self.segmentation.nbytes + OVERHEAD
 
     @cached_property
     def areas(self) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from app.regions import Polygon
 Format = Literal["json", "png", "palette", "color", "overlay", "confidence", "coco", "geojson", "npz"]
 Part = Literal["mask", "rle", "polygons"]
 DEFAULT_ALPHA = 0.5
+MOST_TEXT = 2000  # characters of a list, far more than anyone needs
 
 
 class ResultQuery(BaseModel):
@@ -37,14 +38,18 @@ class ResultQuery(BaseModel):
 
 class SegmentQuery(ResultQuery):
     model: str | None = Field(
-        None, description="Name of a model, of those at /models, or several parted by commas; else the default."
+        None,
+        max_length=MOST_TEXT,
+        description="Name of a model, of those at /models, or several parted by commas; else the default.",
     )
     attention: bool = Field(True, description="Keep what /attention/{id} needs.")
     mode: Literal["whole", "slide"] | None = Field(
         None, description="The whole image at once, or windows that slide over it; else as the model was evaluated."
     )
     scales: str | None = Field(
-        None, description="Factors on the usual input size, as in 0.5,1,1.5: the mean of what each of them gives."
+        None,
+        max_length=MOST_TEXT,
+        description="Factors on the usual input size, as in 0.5,1,1.5: the mean of what each of them gives.",
     )
     flip: bool | None = Field(None, description="Take the mirror image too.")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from app.api.deadline import until
 from app.api.decoding import Picture
 from app.api.dependencies import Services
 from app.api.record import Record
@@ -53,7 +54,8 @@ async def segment_picture(
             record = replace(record, segmentation=outlive(segmentation) if kept else segmentation, kept=kept)
             return record, finish(record)
 
-        record, value = await services.in_codec_thread(finished)
+        async with until(order.deadline, "the answer was ready"):
+            record, value = await services.in_codec_thread(finished)
     if record.kept:
         services.results.put(record.id, record)
     return record, value

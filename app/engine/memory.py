@@ -20,6 +20,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 # Parameters of mallopt(3), from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGER_THAN_ANY_BLOCK, MOST_OF_OLD = 1 << 30, 1 << 25  # bytes; the second is all that glibc before 2.35 takes
+ALIGNMENT = 64  # bytes, of a cache line: where kept arrays begin
+MOST_TENSORS = 3  # of a trace
 LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
 
 
@@ -29,11 +31,13 @@ def outlive(result: Segmentation) -> Segmentation:
     On the heap a result would settle in the gap that one of the pass's large temporaries has left, which
     is then too small for the next pass: the process grew by 8 MB for each result of half a megabyte.
     """
+    arrays = 2 + MOST_TENSORS * len(result.traces)
+    pages = _Pages(result.nbytes + arrays * ALIGNMENT)
     return replace(
         result,
-        mask=in_own_pages(result.mask),
-        confidence=in_own_pages(result.confidence),
-        traces=tuple(trace.mapped(_tensor_in_own_pages) for trace in result.traces),
+        mask=pages.copy(result.mask),
+        confidence=pages.copy(result.confidence),
+        traces=tuple(trace.mapped(pages.copy_tensor) for trace in result.traces),
     )
 
 
@@ -72,13 +76,22 @@ def clear() -> None:
     settle()
 
 
-def in_own_pages(array: NDArray[Scalar]) -> NDArray[Scalar]:
-    """A copy in pages that go back to the system as soon as it is dropped."""
-    pages = mmap.mmap(-1, max(1, array.nbytes))
-    copy = np.frombuffer(pages, array.dtype, array.size).reshape(array.shape)
-    copy[...] = array
-    return copy
+class _Pages:
+    """Pages outside the heap, which go back to the system as soon as nothing in them is used any more.
 
+    One mapping for a whole result, and a private one, which the system joins with its neighbours: a process may have
+    some 65,000, and there are that many small results in a full store.
+    """
 
-def _tensor_in_own_pages(tensor: Tensor) -> Tensor:
-    return torch.from_numpy(in_own_pages(tensor.numpy()))
+    def __init__(self, nbytes: int) -> None:
+        self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._used = 0
+
+    def copy(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
+        copy = np.frombuffer(self._memory, array.dtype, array.size, self._used).reshape(array.shape)
+        copy[...] = array
+        self._used += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        return copy
+
+    def copy_tensor(self, tensor: Tensor) -> Tensor:
+        return torch.from_numpy(self.copy(tensor.numpy()))

@@ -11,7 +11,7 @@ from app.imaging import Array
 from models import ModelSpec
 from models.ops.upsample import Size
 from models.transforms import pad, resize
-from models.windows import Inference, View, list_views
+from models.windows import Inference, View, count_passes, list_views
 
 
 def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool) -> list[Image]:
@@ -24,11 +24,11 @@ def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference
     """
     pixels = torch.from_numpy(image)
     original = pixels.shape[0], pixels.shape[1]
-    views = list_views(original, spec.preprocessing, inference)
-    passes = sum(len(view.windows) for view in views)
+    passes = count_passes(original, spec.preprocessing, inference)
     if passes > max_passes:
         detail = f"an image of {original[1]}x{original[0]} would need {passes} passes; the limit is {max_passes}"
         raise InvalidParameter(detail, limit=max_passes, actual=passes)
+    views = list_views(original, spec.preprocessing, inference)
     if passes == 1 and _is_plain(views[0], original, inference):
         resized = resize(pixels, views[0].size, antialias=spec.preprocessing.antialias)
         return [Image(resized, original, wants_traces)]
@@ -52,7 +52,16 @@ def _is_plain(view: View, original: Size, inference: Inference) -> bool:
     return not view.flipped and view.size == view.input_size and resized_twice
 
 
-def expected_passes(spec: ModelSpec, inference: Inference) -> int:
-    """How many passes an image of the usual proportions needs: all that can be known before one is read."""
+def expected_passes(spec: ModelSpec, inference: Inference, max_passes: int) -> int:
+    """How many passes an image of the usual proportions needs: all that can be known before one is read.
+
+    Raises:
+        InvalidParameter: any image would need more than the limit
+    """
+    views = len(inference.scales) * (2 if inference.flip else 1)
+    if views > max_passes:
+        detail = f"scales and mirror images make {views} passes at least; the limit is {max_passes}"
+        raise InvalidParameter(detail, limit=max_passes, actual=views)
     long_side, short_side = max(spec.preprocessing.scale), min(spec.preprocessing.scale)
-    return sum(len(view.windows) for view in list_views((short_side, long_side), spec.preprocessing, inference))
+    # One of other proportions may need fewer; what needs more than the limit is refused once it is decoded.
+    return min(max_passes, count_passes((short_side, long_side), spec.preprocessing, inference))

@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from models.ops import upsample
 from models.ops.upsample import Size, spread, upsample_argmax
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from models.windows import Inference, View, Window, list_views, list_windows, merge_views, place_windows
+from models.windows import (
+    BelowCrop,
+    Inference,
+    Mode,
+    View,
+    Window,
+    count_passes,
+    list_views,
+    list_windows,
+    merge_views,
+    place_windows,
+)
 
 SLIDE = Inference(mode="slide", crop=(8, 10), stride=(5, 7))
 
@@ -64,6 +75,17 @@ def test_views_are_scale_by_scale_with_the_mirror_image_second() -> None:
         ((20, 40), False),
         ((20, 40), True),
     ]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("below_crop", ["shorten", "pad", "whole"])
+def test_passes_are_counted_as_they_are_listed(mode: Mode, below_crop: BelowCrop, flip: bool) -> None:
+    preprocessing = Preprocessing(scale=(40, 20), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    inference = Inference(mode, (8, 10), (5, 7), (0.25, 1.0, 1.6), flip, below_crop)
+    for original in ((10, 20), (20, 10), (1, 90), (7, 7)):
+        views = list_views(original, preprocessing, inference)
+        assert count_passes(original, preprocessing, inference) == sum(len(view.windows) for view in views)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import time
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app import __version__
 from app.api.attention import Compose, Direction, Question, attention_map, is_slow
 from app.api.attention_views import Look, Norm, describe, render_heat, to_npy, to_reply
+from app.api.deadline import until
 from app.api.dependencies import ServicesDep
 from app.api.derived import Derived
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
@@ -24,7 +25,6 @@ from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
 from app.api.routes.results import find
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
-from app.errors import DeadlineExceeded
 from app.timings import Timings
 from models.traces import Block
 
@@ -112,16 +112,14 @@ async def get_attention(
         return Response(status_code=304, headers=headers)
     timings = request.state.timings = Timings()
     render = partial(_render, record, query, media_type, services.derived, timings)
-    if is_slow(record, query.question(), services.derived):
-        try:
-            async with asyncio.timeout(services.settings.request_timeout):
+    try:
+        async with until(time.monotonic() + services.settings.request_timeout, "the map was made"):
+            if is_slow(record, query.question(), services.derived):
                 content = await while_connected(request, services.slow_lane.run(render))
-        except ClientLeft:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the map was made") from None
-    else:
-        content = await services.in_codec_thread(render)
+            else:
+                content = await services.in_codec_thread(render)
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
         services.derived.forget(result_id)
     return Response(content, media_type=media_type, headers={**headers, "Server-Timing": timings.server_timing()})

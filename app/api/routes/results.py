@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Response
 
+from app.api.deadline import until
 from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.parameters import describe_query, from_query
@@ -21,7 +23,7 @@ router = APIRouter()
     "/results/{result_id}",
     summary="Fetch a result again",
     response_model=SegmentReply,
-    responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422)},
+    responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422, 504)},
     openapi_extra={"parameters": describe_query(ResultQuery)},
 )
 async def get_result(
@@ -32,11 +34,12 @@ async def get_result(
 ) -> Response:
     record = find(services, result_id)
     wanted, media_type = choose_format(query.format, accept)
-    if wanted == "json":
-        reply = await services.in_codec_thread(render_json, record, query.parts)
-        content = reply.model_dump_json(by_alias=True, exclude_none=True).encode()
-    else:
-        content = await services.in_codec_thread(render_file, record, wanted, media_type, query.alpha)
+    async with until(time.monotonic() + services.settings.request_timeout, "the answer was ready"):
+        if wanted == "json":
+            reply = await services.in_codec_thread(render_json, record, query.parts)
+            content = reply.model_dump_json(by_alias=True, exclude_none=True).encode()
+        else:
+            content = await services.in_codec_thread(render_file, record, wanted, media_type, query.alpha)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.body import OPENAPI_BODY, announced_bytes, read_image
 from app.api.comparison import disagreement
+from app.api.deadline import until
 from app.api.decoding import Picture
 from app.api.dependencies import Services, services_of
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
@@ -28,7 +30,7 @@ from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
 from app.api.segmenting import Order, segment_picture
 from app.engine.prepare import expected_passes
-from app.errors import DeadlineExceeded, InvalidParameter, ServiceError
+from app.errors import InvalidParameter, ServiceError
 from app.timings import Timings
 
 router = APIRouter()
@@ -87,15 +89,16 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
         ModelFailure(model=model, problem=to_problem(error, request.state.request_id))
         for model, error in failures.items()
     ]
-    content = await services.in_codec_thread(_compare, records, replies, told, timings)
+    async with until(orders[0].deadline, "the answer was ready"):
+        content = await services.in_codec_thread(_compare, records, replies, told, timings)
     return Response(content, media_type=JSON, headers=_headers(records, timings))
 
 
 def _names(models: str) -> list[str]:
     names = [name.strip() for name in models.split(",")]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InvalidParameter(f"model: {twice!r} is named twice")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InvalidParameter(f"model: {name!r} is named {count} times", limit=1, actual=count)
     return names
 
 
@@ -119,7 +122,7 @@ def _orders(services: Services, names: list[str], query: SegmentQuery, caller: s
             # A promised place is of one model.
             caller if len(specs) == 1 else f"{caller}/{spec.name}",
             deadline,
-            expected_passes(spec, choose_inference(query, spec.inference)),
+            expected_passes(spec, choose_inference(query, spec.inference), services.settings.max_passes),
         )
         for spec in specs
     ]
@@ -143,11 +146,8 @@ def _check_room(services: Services, orders: list[Order], nbytes: int) -> Failure
 
 
 async def _read(request: Request, max_bytes: int, deadline: float) -> bytes:
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            return await read_image(request, max_bytes)
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed before the whole body had come") from None
+    async with until(deadline, "the whole body had come"):
+        return await read_image(request, max_bytes)
 
 
 async def _segment_by_all(

@@ -12,51 +12,75 @@ import torch
 
 from app.engine import memory
 from app.engine.device import Segmentation
-from app.engine.memory import give_back, in_own_pages, outlive, reuse_heap
+from app.engine.memory import ALIGNMENT, give_back, outlive, reuse_heap
 from app.timings import Timings
 from models import Trace
 
 
-def starts_a_page(address: int) -> bool:
-    return address % mmap.PAGESIZE == 0
+def segmentation(height: int, width: int, *cells: tuple[int, int]) -> Segmentation:
+    """A result with a trace for each of the grids."""
+    ids = (np.arange(height * width) % 251).astype(np.uint8).reshape(height, width)
+    traces = (
+        Trace("cca", step, torch.rand(2, *grid).half(), torch.rand(2, *grid).half(), logsumexp=torch.rand(grid))
+        for step, grid in enumerate(cells, 1)
+    )
+    return Segmentation(ids, (ids.T + 100).T, tuple(traces), Timings({"forward": 0.1}))
 
 
-@pytest.mark.parametrize("shape", [(360, 480), (16, 23, 30), (1,), (0, 4)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
-def test_the_copy_is_equal_and_outside_the_heap(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-    array = (np.arange(np.prod(shape)) % 251).astype(dtype).reshape(shape)
-    copy = in_own_pages(array)
-    assert copy.dtype == array.dtype
-    assert (copy == array).all()
-    assert starts_a_page(copy.ctypes.data)
+def addresses(result: Segmentation) -> list[int]:
+    traces = [part for trace in result.traces for part in (trace.query, trace.key, trace.logsumexp)]
+    arrays = [result.mask.ctypes.data, result.confidence.ctypes.data]
+    return arrays + [part.data_ptr() for part in traces if part is not None]
 
 
-def test_the_copy_can_be_written_without_changing_the_array() -> None:
-    array = np.zeros((4, 4), dtype=np.uint8)
-    in_own_pages(array)[0, 0] = 1
-    assert array[0, 0] == 0
-
-
-def test_a_strided_array_is_copied_in_its_order() -> None:
-    array = np.arange(24, dtype=np.uint8).reshape(4, 6).T
-    assert (in_own_pages(array) == array).all()
-
-
-def test_a_result_outlives_its_pass_whole_and_outside_the_heap() -> None:
-    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    trace = Trace("cca", 1, torch.rand(2, 3, 4).half(), torch.rand(2, 3, 4).half(), logsumexp=torch.rand(3, 4))
-    result = Segmentation(ids, ids + 100, (trace,), Timings({"forward": 0.1}))
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [((360, 480), [(60, 80), (60, 80)]), ((3, 4), [(1, 1)]), ((1, 1), []), ((63, 65), [(5, 7), (1, 3), (9, 9)])],
+)
+def test_a_result_outlives_its_pass_whole_and_outside_the_heap(
+    size: tuple[int, int], cells: list[tuple[int, int]]
+) -> None:
+    result = segmentation(*size, *cells)
     kept = outlive(result)
-    (same,) = kept.traces
     for ours, theirs in ((kept.mask, result.mask), (kept.confidence, result.confidence)):
+        assert ours.dtype == theirs.dtype
         assert (ours == theirs).all()
-        assert starts_a_page(ours.ctypes.data)
-    assert same.logsumexp is not None
-    for mine, its in ((same.query, trace.query), (same.key, trace.key), (same.logsumexp, trace.logsumexp)):
-        assert torch.equal(mine, its)
-        assert mine.data_ptr() != its.data_ptr()
-        assert starts_a_page(mine.data_ptr())
-    assert (same.block, same.step, kept.timings) == ("cca", 1, result.timings)
+    for ours, theirs in zip(kept.traces, result.traces, strict=True):
+        assert ours.logsumexp is not None
+        assert theirs.logsumexp is not None
+        for mine, its in ((ours.query, theirs.query), (ours.key, theirs.key), (ours.logsumexp, theirs.logsumexp)):
+            assert torch.equal(mine, its)
+        assert (ours.block, ours.step) == (theirs.block, theirs.step)
+    assert kept.timings is result.timings
+    assert addresses(kept)[0] % mmap.PAGESIZE == 0
+    assert all(address % ALIGNMENT == 0 for address in addresses(kept))
+    assert not set(addresses(kept)) & set(addresses(result))
+
+
+def test_a_strided_mask_is_copied_in_its_order() -> None:
+    result = segmentation(4, 6)
+    turned = Segmentation(result.mask.T, result.confidence.T, (), result.timings)
+    assert (outlive(turned).mask == result.mask.T).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are counted in /proc")
+def test_many_small_results_take_few_mappings() -> None:
+    before = count_mappings()
+    kept = [outlive(segmentation(8, 8, (1, 1), (1, 1))) for _ in range(1000)]
+    assert count_mappings() - before < 100
+    first = addresses(kept[0])[0]
+    assert is_mapped(first)
+    del kept
+    assert not is_mapped(first)
+
+
+def count_mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def is_mapped(address: int) -> bool:
+    spans = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(start, 16) <= address < int(end, 16) for start, end in spans)
 
 
 def test_free_pages_are_given_back() -> None:

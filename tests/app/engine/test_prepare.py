@@ -50,7 +50,7 @@ def test_each_window_of_each_view_is_a_pass(spec: ModelSpec, inference: Inferenc
     for view in list_views((64, 96), spec.preprocessing, inference):
         resized = resize(torch.from_numpy(pixels), view.size)
         expected += [window.cut(resized.flip(1) if view.flipped else resized) for window in view.windows]
-    assert len(images) == len(expected) == expected_passes(spec, inference)
+    assert len(images) == len(expected) == expected_passes(spec, inference, 200)
     assert all(torch.equal(image.pixels, window) for image, window in zip(images, expected, strict=True))
     assert [image.part for image in images] == list(range(len(images)))
     assert len({image.assembly for image in images}) == 1
@@ -81,6 +81,19 @@ def test_more_passes_than_the_limit(spec: ModelSpec) -> None:
     with pytest.raises(InvalidParameter, match="96x64 would need 12 passes; the limit is 11") as raised:
         prepare(noise(64, 96), 11, spec, SLIDE, wants_traces=False)
     assert (raised.value.limit, raised.value.actual) == (11, 12)
+
+
+def test_what_no_image_can_need_is_refused_before_one_is_there(spec: ModelSpec) -> None:
+    inference = Inference(scales=(1.0,) * 6, flip=True)
+    assert expected_passes(spec, inference, 12) == 12
+    with pytest.raises(InvalidParameter, match="12 passes at least; the limit is 11") as raised:
+        expected_passes(spec, inference, 11)
+    assert (raised.value.limit, raised.value.actual) == (11, 12)
+
+
+def test_no_more_than_the_limit_are_expected(spec: ModelSpec) -> None:
+    assert expected_passes(spec, SLIDE, 100) == 12
+    assert expected_passes(spec, SLIDE, 5) == 5, "an image of other proportions may need so few"
 
 
 def test_padded_windows_are_of_the_crops_size_and_say_what_is_padding(spec: ModelSpec) -> None:

@@ -121,7 +121,7 @@ async def test_parts_and_attention_are_of_each(client: httpx.AsyncClient, street
     [
         ({"model": f"{NAMES[0]},nobody"}, 404, "unknown-model", "nobody"),
         ({"model": f"{NAMES[0]},"}, 404, "unknown-model", ""),
-        ({"model": f"{NAMES[0]},{NAMES[0]}"}, 422, "invalid-parameter", "named twice"),
+        ({"model": f"{NAMES[0]},{NAMES[0]}"}, 422, "invalid-parameter", "named 2 times"),
         ({**ALL, "format": "png"}, 422, "invalid-parameter", "png is of one model"),
         ({**ALL, "scales": "9"}, 422, "invalid-parameter", "scales"),
     ],

@@ -84,6 +84,50 @@ async def test_a_deadline_passes_while_an_image_is_decoded(
     assert "decoded" in reply.json()["detail"]
 
 
+async def test_a_deadline_passes_while_the_answer_is_encoded(
+    client: httpx.AsyncClient,
+    services: Services,
+    street: bytes,
+    assert_problem: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, results = threading.Event(), len(services.results)
+    monkeypatch.setattr("app.api.routes.segment.render_file", lambda *arguments: gate.wait(60))
+    try:
+        headers = {"x-request-timeout-seconds": "1"}
+        reply = await client.post("/segment", content=street, params=PNG, headers=headers)
+    finally:
+        gate.set()
+    assert_problem(reply, 504, "deadline-exceeded")
+    assert "answer" in reply.json()["detail"]
+    assert services.engine.queue_size == 0
+    assert len(services.results) == results
+
+
+async def test_more_passes_than_any_image_may_need_take_no_place(
+    held: Any, street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    async def unread() -> Any:
+        pytest.fail("the body of a request that can't be served was read")
+        yield b""
+
+    _, client, services, _ = held
+    limit = services.settings.max_passes
+    for count in (limit + 1, 400):
+        reply = await client.post("/segment", content=unread(), params={"scales": ",".join(["1"] * count)})
+        assert_problem(reply, 422, "invalid-parameter", limit=limit, actual=count)
+    assert services.engine.queue_size == 0
+
+
+@pytest.mark.parametrize("name", ["model", "scales"])
+async def test_lists_without_end_are_refused_at_once(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None], name: str
+) -> None:
+    reply = await client.post("/segment", content=street, params={name: ",".join(map(str, range(10, 6000)))})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert name in reply.json()["detail"]
+
+
 async def test_a_full_queue(
     serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
 ) -> None:
