@@ -16,10 +16,12 @@ from app.errors import MalformedBody, TooLarge, UnsupportedImage
 Array = NDArray[np.uint8]
 ImageFormat = Literal["PNG", "JPEG", "WEBP"]
 
-MAX_SIDE = 65_535  # JPEG's own limit; beyond it one row of an image is as much work as a picture
+MAX_SIDE = 65_535  # beyond it one row of an image is as much work as a picture
 # Listed, so that no exotic parser sees foreign bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+# Of what is written. WebP's sides have 14 bits; JPEG's have 16, of which libjpeg does not use the last few.
+LONGEST_SIDE: dict[ImageFormat, int] = {"PNG": MAX_SIDE, "JPEG": 65_500, "WEBP": 16_383}
 
 # What Pillow's parsers raise on broken data.
 BROKEN = (

@@ -20,7 +20,7 @@ from app.api.errors import problems
 from app.api.negotiation import negotiate
 from app.api.parameters import describe_query, from_query
 from app.api.record import Record
-from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
+from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, fitting_type, image_type
 from app.api.routes.results import find
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
@@ -105,6 +105,8 @@ async def get_attention(
 ) -> Response:
     record = find(services, result_id)
     media_type = _media_type(query.format, accept)
+    if query.size == "image":
+        media_type = fitting_type(media_type, accept, record.size)
     # An answer never changes, so the question names it.
     tag = _tag(result_id, query, media_type)
     headers = {"Vary": "Accept", "ETag": tag, "Cache-Control": f"private, max-age={services.settings.result_ttl:.0f}"}

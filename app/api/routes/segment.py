@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -24,7 +24,7 @@ from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
 from app.api.parameters import describe_header, describe_query, read_header, read_query
 from app.api.record import Record
-from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_json
+from app.api.rendering import CONTENT, JSON, choose_format, fitting_type, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
 from app.api.segmenting import Order, segment_picture
 from app.engine.prepare import expected_passes
@@ -36,6 +36,7 @@ router = APIRouter()
 TIMEOUT, POSITIVE = "x-request-timeout-seconds", TypeAdapter[float](Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 Failures = Mapping[str, ServiceError]  # by model
+Fitting = Callable[[tuple[int, int]], str]  # width and height to media type
 
 
 @router.post(
@@ -70,13 +71,14 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, orders[0].deadline)
-        picture = Picture(services, body, query, timings)
+        fitting = partial(fitting_type, media_type, request.headers.get("accept"))
+        picture = Picture(services, body, query, timings, fitting)
         if len(orders) == 1:
-            render = partial(_render, query=query, wanted=wanted, media_type=media_type, timings=timings)
+            render = partial(_render, query=query, wanted=wanted, fitting=fitting, timings=timings)
             work = segment_picture(services, picture, orders[0], len(body), render)
             record, content = await while_connected(request, work)
             services.metrics.stages(record.spec.name, timings)
-            return Response(content, media_type=media_type, headers=_headers([record], timings))
+            return Response(content, media_type=fitting(record.size), headers=_headers([record], timings))
         segmented = _segment_by_all(services, picture, orders, refused, query)
         found, failures = await while_connected(request, segmented)
     except (ClientLeft, ClientDisconnect):
@@ -184,14 +186,14 @@ async def _segment_by_all(
     return found, failures
 
 
-def _render(record: Record, query: SegmentQuery, wanted: Format, media_type: str, timings: Timings) -> bytes:
+def _render(record: Record, query: SegmentQuery, wanted: Format, fitting: Fitting, timings: Timings) -> bytes:
     of_batch = record.segmentation.timings
     timings.stages |= of_batch.stages
     timings.modules, timings.batch_size = of_batch.modules, of_batch.batch_size
     if wanted == "json":
         return _reply(record, query, timings).model_dump_json(by_alias=True, exclude_none=True).encode()
     with timings.stage("encode"):
-        return render_file(record, wanted, media_type, query.alpha)
+        return render_file(record, wanted, fitting(record.size), query.alpha)
 
 
 def _reply(record: Record, query: SegmentQuery, timings: Timings) -> SegmentReply:
