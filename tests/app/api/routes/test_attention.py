@@ -196,6 +196,24 @@ async def test_points_outside(
 
 
 @pytest.mark.parametrize("suffix", ["", "/info"])
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"attention": "false"}, "attention=false"),
+        ({"mode": "slide", "scales": "2"}, "mode=slide"),
+        ({"scales": "0.5,1.5"}, "scales"),
+    ],
+)
+async def test_why_there_is_none(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None], made: Any, reason: str, suffix: str
+) -> None:
+    result = (await client.post("/segment", content=street, params=made)).json()["id"]
+    reply = await client.get(f"/attention/{result}{suffix}", params={"x": 0, "y": 0})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert reason in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("suffix", ["", "/info"])
 async def test_unknown_result(client: httpx.AsyncClient, assert_problem: Callable[..., None], suffix: str) -> None:
     reply = await client.get(f"/attention/unknown{suffix}", params={"x": 0, "y": 0})
     assert_problem(reply, 404, "result-expired")
