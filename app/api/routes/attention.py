@@ -47,7 +47,10 @@ class AttentionQuery(BaseModel):
     x: int | None = Field(None, description="Column of the pixel, from 0, in the upright image; or give `class`.")
     y: int | None = Field(None, description="Row of the pixel, from 0, in the upright image.")
     of_class: str | None = Field(
-        None, alias="class", description="In place of a point: the average over this class's pixels, by name or id."
+        None,
+        alias="class",
+        description="In place of a point: the average over this class's pixels, by name or id.",
+        max_length=1000,  # Python reads no number of more than 4300 digits
     )
     block: Block | None = Field(None, description="Attention block; else the last one.")
     step: Literal["1", "2", "3", "composed"] | None = Field(

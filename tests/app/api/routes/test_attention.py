@@ -166,6 +166,8 @@ async def test_without_colours_the_overlay_is_the_image_and_a_ring(
         ({"interp": "cubic"}, ["interp"]),
         ({"size": "9"}, ["size"]),
         ({"top": "1001"}, ["top"]),
+        ({"x": "9" * 4000}, ["outside"]),
+        ({"x": "9" * 5000}, ["x"]),
     ],
 )
 async def test_wrong_parameters(
@@ -178,6 +180,15 @@ async def test_wrong_parameters(
     reply = await client.get(path, params={"x": "1", "y": "1", **params})
     assert_problem(reply, 422, "invalid-parameter")
     assert all(word in reply.json()["detail"] for word in words)
+
+
+@pytest.mark.parametrize("digits", [1000, 5000])
+async def test_a_class_of_many_digits(
+    client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None], digits: int
+) -> None:
+    reply = await client.get(path, params={"class": "1" * digits})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert "class" in reply.json()["detail"]
 
 
 async def test_a_point_is_needed(client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None]) -> None:
