@@ -113,7 +113,8 @@ async def get_attention(
     # An answer never changes, so the question names it.
     tag = _tag(result_id, query, media_type)
     headers = {"Vary": "Accept", "ETag": tag, "Cache-Control": f"private, max-age={services.settings.result_ttl:.0f}"}
-    if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
+    known = [] if if_none_match is None else [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    if tag in known:
         return Response(status_code=304, headers=headers)
     timings = request.state.timings = Timings()
     render = partial(_render, record, query, media_type, services.derived, timings)
@@ -129,6 +130,8 @@ async def get_attention(
         content = await services.in_codec_thread(render)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
         services.derived.forget(result_id)
+    if known == ["*"]:  # any answer, and only now is it sure that the question has one
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type=media_type, headers={**headers, "Server-Timing": timings.server_timing()})
 
 

@@ -365,9 +365,11 @@ async def test_what_is_known_is_not_sent_again(client: httpx.AsyncClient, path: 
     tag = first.headers["etag"]
     assert first.headers["cache-control"] == "private, max-age=600"
     assert first.headers["server-timing"].startswith("attention;dur=")
-    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         again = await client.get(path, params={"x": 1, "y": 1}, headers={"if-none-match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    wrong = await client.get(path, params={"x": 999, "y": 1}, headers={"if-none-match": "*"})
+    assert wrong.status_code == 422
     for params, accept in (
         ({"x": 2, "y": 1}, "*/*"),
         ({"x": 1, "y": 1, "alpha": "0.5"}, "*/*"),
