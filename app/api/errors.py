@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 
 from app import errors
 from app.errors import ServiceError
@@ -154,8 +154,13 @@ def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 def _is_routed(request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}  # as our middleware has it
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    method = "GET" if method == "HEAD" else method  # as our middleware has it
+    # Within a mount, its path is the end of root_path; routes are compared with what comes after that.
+    root_path = request.scope.get("app_root_path", request.scope.get("root_path", ""))
+    scope = {**request.scope, "method": method, "root_path": root_path}
+    # A mount takes any method. What is mounted here are files.
+    routes = (route for route in request.app.routes if method == "GET" or not isinstance(route, Mount))
+    return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 def _on_validation_error(request: Request, exc: Exception) -> Response:

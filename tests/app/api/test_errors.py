@@ -138,6 +138,8 @@ async def test_not_acceptable_lists_what_there_is(client: httpx.AsyncClient, pos
         ("POST", "/models", "GET, HEAD"),
         ("PUT", "/results/x", "GET, HEAD, DELETE"),
         ("POST", "/", "GET, HEAD"),
+        ("POST", "/web/app.js", "GET, HEAD"),
+        ("DELETE", "/web/nope.js", "GET, HEAD"),
     ],
 )
 async def test_wrong_method(
