@@ -29,6 +29,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.NotAcceptable: 406,
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
+    errors.UnsupportedEncoding: 415,
     errors.InvalidParameter: 422,
     errors.LoadFailed: 422,
     errors.QueueFull: 429,
@@ -94,6 +95,8 @@ def to_response(error: ServiceError, request_id: str) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.UnsupportedEncoding):  # and no other 415 (RFC 9110, section 12.5.3)
+        headers["Accept-Encoding"] = "identity"
     return _response(problem, headers)
 
 

@@ -97,6 +97,15 @@ async def test_bad_input(
     assert not [record for record in ours if record.levelno >= logging.WARNING], "the server is not to blame"
 
 
+async def test_a_refused_encoding_is_told_from_a_refused_image(
+    client: httpx.AsyncClient, assert_problem: Callable[..., None]
+) -> None:
+    for headers, told in (({"content-encoding": "br"}, "identity"), ({"content-type": "text/plain"}, None)):
+        reply = await client.post("/segment", content=PICTURE, headers=headers)
+        assert_problem(reply, 415, "unsupported-image")
+        assert reply.headers.get("accept-encoding") == told
+
+
 # A part that never ends is dropped by the form's parser together with its temporary file, which the
 # interpreter closes at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
