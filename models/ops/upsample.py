@@ -172,12 +172,6 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
     return ids, confidence
 
 
-def spread(patches: Sequence[Patch]) -> Tensor:
-    """The whole map [K, H, W] in float32: what `decide` decides, for those who want to see it."""
-    height = len(patches[0].rows.start)
-    return _rows([_widen(patch, 0, height) for patch in patches], 0, height)
-
-
 class _Widened(NamedTuple):
     """Some rows of a patch, resized along their width alone."""
 
