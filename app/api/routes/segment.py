@@ -29,6 +29,7 @@ from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery,
 from app.api.segmenting import Order, segment_picture
 from app.engine.prepare import expected_passes
 from app.errors import DeadlineExceeded, InvalidParameter, ServiceError
+from app.results import new_id
 from app.timings import Timings
 
 router = APIRouter()
@@ -115,6 +116,7 @@ def _orders(services: Services, names: list[str], query: SegmentQuery, caller: s
         UnknownModel, InvalidParameter
     """
     specs = [services.engine.models.model(name).spec for name in names]
+    group = new_id() if len(specs) > 1 else ""
     return [
         Order(
             spec.name,
@@ -122,6 +124,7 @@ def _orders(services: Services, names: list[str], query: SegmentQuery, caller: s
             caller if len(specs) == 1 else f"{caller}/{spec.name}",
             deadline,
             expected_passes(spec, choose_inference(query, spec.inference)),
+            group,
         )
         for spec in specs
     ]
@@ -221,7 +224,7 @@ def _compare(
 def _headers(records: list[Record], timings: Timings) -> dict[str, str]:
     headers = {"Server-Timing": timings.server_timing(), "Vary": "Accept"}
     kept = [record for record in records if record.kept]
-    if len(kept) == len(records) == 1:
+    if kept:  # the first of several: from what all their ids begin with, a proxy knows where they are
         headers["X-Result-Id"] = kept[0].id
     links = [f'</attention/{record.id}>; rel="attention"' for record in kept if record.segmentation.traces]
     if links:
