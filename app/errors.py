@@ -7,6 +7,7 @@
   x NotAcceptable       none of the representations we have is accepted
   x TooLarge            more bytes or pixels than the limit
   x UnsupportedImage    not an image format that we read
+    + UnsupportedEncoding the body is compressed once more
   x InvalidParameter    a parameter that the image or the result makes invalid
   x Overloaded
     + QueueFull           no place in the queue
@@ -77,6 +78,10 @@ class TooLarge(ServiceError):
 
 class UnsupportedImage(ServiceError):
     code = "unsupported-image"
+
+
+class UnsupportedEncoding(UnsupportedImage):
+    """Of the body, by Content-Encoding."""
 
 
 class InvalidParameter(ServiceError):

@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, TiffImagePlugin, UnidentifiedImageError
 
 from app.errors import MalformedBody, TooLarge, UnsupportedImage
 
 Array = NDArray[np.uint8]
 ImageFormat = Literal["PNG", "JPEG", "WEBP"]
 
-MAX_SIDE = 65_535  # JPEG's own limit; beyond it one row of an image is as much work as a picture
+MAX_SIDE = 65_535  # beyond it one row of an image is as much work as a picture
 # Listed, so that no exotic parser sees foreign bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+# Of what is written. WebP's sides have 14 bits; JPEG's have 16, of which libjpeg does not use the last few.
+LONGEST_SIDE: dict[ImageFormat, int] = {"PNG": MAX_SIDE, "JPEG": 65_500, "WEBP": 16_383}
 
 # What Pillow's parsers raise on broken data.
 BROKEN = (
@@ -51,7 +53,7 @@ def decode(data: bytes, max_pixels: int) -> Array:
         [H, W, 3] uint8
 
     Raises:
-        UnsupportedImage: not a format that we read
+        UnsupportedImage: not a format that we read, or values whose range nobody knows
         TooLarge: the header announces more than `max_pixels`, or a side beyond MAX_SIDE
         MalformedBody: the format is right, the data is broken or truncated
     """
@@ -80,7 +82,8 @@ def decode(data: bytes, max_pixels: int) -> Array:
         image.load()
     except BROKEN as exc:
         raise MalformedBody(f"the {image.format} image is broken or truncated: {exc}") from exc
-    return np.array(_to_rgb(_upright(image)))
+    excess = _excess_bits(image)  # its tags are lost when it is turned
+    return np.array(_to_rgb(_upright(image), excess))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -93,13 +96,28 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _excess_bits(image: Image.Image) -> int:
+    """By how many bits its values are wider than a byte, their sign aside.
+
+    Raises:
+        UnsupportedImage: its values say nothing of what is black and what is white
+    """
     if image.mode == "F":
         raise UnsupportedImage("the image holds floating-point values, whose range is anyone's guess")
+    if not image.mode.startswith("I"):
+        return 0
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits, is_signed = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT) == (2,)
+    if bits > 16:
+        raise UnsupportedImage(f"the image holds {bits}-bit values, whose range is anyone's guess")
+    return int(bits) - 8 - is_signed
+
+
+def _to_rgb(image: Image.Image, excess: int) -> Image.Image:
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit values at 255, and show all but the darkest pixels white.
+        # Pillow would clip the values at 255, and show all but the darkest pixels white.
         values = np.array(image).astype(np.int64)
-        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((values >> excess).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -19,9 +19,14 @@ class Sized(Protocol):
 Item = TypeVar("Item", bound=Sized)
 
 
-def new_id() -> str:
-    """An id that cannot be guessed: whoever has it may see the picture behind it."""
-    return secrets.token_urlsafe(16)
+def new_id(group: str = "") -> str:
+    """An id that cannot be guessed: whoever has it may see the picture behind it.
+
+    Args:
+        group: what it has before a dot, by which a proxy knows where all of a group are
+    """
+    own = secrets.token_urlsafe(16)  # without a dot
+    return f"{group}.{own}" if group else own
 
 
 class ResultStore(Generic[Item]):

@@ -1,7 +1,7 @@
 """A block's whole attention, for classes: the average over many rows or columns of it.
 
-Both are products with a distribution over cells, v: `looked_at` is v A, `looking_at` is A v. A matrix is made
-once for a trace; each product then reads as much of it as v needs.
+Both are products with a distribution over cells, v: `looked_at` is v A, of a pyramid as far as its `anchors`, and
+`looking_at` is A v. A matrix is made once for a trace; each product then reads as much of it as v needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention_maps import back_projected_map, by_scale
+from models.attention_maps import by_scale
 from models.attention_totals import computed_as, criss_cross_weights, totals_of
 from models.ops.attention import pooling_matrix
 from models.traces import Trace
@@ -67,10 +67,6 @@ class PyramidMatrix:
         """What the cells [H, W], weighted so, look at on average: scale s to [s, s]."""
         weights = self._weights @ cells.flatten().to(self._weights.dtype)
         return by_scale(weights.double(), self._scales)
-
-    def looked_at(self, cells: Tensor) -> Tensor:
-        """What the cells, weighted so, look at on average: [H, W] float64."""
-        return back_projected_map(self.anchors(cells), self._grid)
 
     def looking_at(self, cells: Tensor, level: int | None = None) -> Tensor:
         """How much each cell looks at these, weighted so: [H, W] float64.

@@ -19,9 +19,10 @@ async def _check_admin(services: ServicesDep, bearer: Bearer) -> None:
     key = services.settings.admin_key.get_secret_value()
     if not key:
         raise AdminDisabled("models are loaded and unloaded with the admin key alone, and SEGLENS_ADMIN_KEY is not set")
-    given = "" if bearer is None else bearer.credentials
+    # Starlette has made a character of each byte; those beyond ASCII come in UTF-8, as curl sends what was typed.
+    given = b"" if bearer is None else bearer.credentials.encode("latin-1")
     # Compared in constant time: how long it takes says nothing of how much was right.
-    if not secrets.compare_digest(given.encode(), key.encode()):
+    if not secrets.compare_digest(given, key.encode()):
         raise Unauthorized("send the admin key: `Authorization: Bearer KEY`")
 
 

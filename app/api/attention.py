@@ -228,7 +228,8 @@ def blocks_of(record: Record) -> list[str]:
     traces = record.segmentation.traces
     if not traces:
         raise InvalidParameter(
-            f"result {record.id} has no attention: it was made with attention=false, or by a model without any"
+            f"result {record.id} has no attention: it was made with attention=false, by a model without any, or in "
+            "passes of which none saw the whole image as usual, as by mode=slide or scales without 1"
         )
     return list(dict.fromkeys(trace.block for trace in traces))
 

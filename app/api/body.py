@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
-from app.errors import MalformedBody, TooLarge, UnsupportedImage
+from app.errors import MalformedBody, TooLarge, UnsupportedEncoding, UnsupportedImage
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "image/gif")
 # What `curl --data-binary` says of a body if it is told nothing; no real form is sent that way with a picture.
@@ -54,12 +54,13 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     Raises:
         MalformedBody: empty, a broken form, or not exactly one image in it
         TooLarge: more than `max_bytes`, by its announcement or by count
-        UnsupportedImage: a content type or encoding that we don't read
+        UnsupportedImage: a content type that we don't read
+        UnsupportedEncoding: a content encoding
     """
     announced_bytes(request, max_bytes)
     encoding = ", ".join(request.headers.getlist("content-encoding"))
     if {token.strip().lower() for token in encoding.split(",")} - {"", "identity"}:
-        raise UnsupportedImage(f"content encoding {encoding!r}; images are compressed, send them as they are")
+        raise UnsupportedEncoding(f"content encoding {encoding!r}; images are compressed, send them as they are")
     limited = Request(request.scope, _limited(request, max_bytes))
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == FORM_TYPE:

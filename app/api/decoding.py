@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from app.api.deadline import until
 from app.api.dependencies import Services
@@ -21,13 +22,21 @@ Prepared = list[Image] | ServiceError
 class Picture:
     """What came in. Decoded it can be a hundred times as large: that array is let go as soon as it has been resized."""
 
-    def __init__(self, services: Services, body: bytes, query: SegmentQuery, timings: Timings) -> None:
+    def __init__(
+        self,
+        services: Services,
+        body: bytes,
+        query: SegmentQuery,
+        timings: Timings,
+        check: Callable[[tuple[int, int]], object] = lambda size: None,
+    ) -> None:
         """
         Args:
             timings: of the request, which get the stage `decode`
+            check: called with width and height before any pass; its ServiceError is that of every model
         """
         self.body = body
-        self._services, self._query, self._timings = services, query, timings
+        self._services, self._query, self._timings, self._check = services, query, timings, check
         self._asked: list[ModelSpec] = []
         self._decoding: asyncio.Future[list[Prepared]] | None = None
         self._waiting = 0
@@ -37,6 +46,7 @@ class Picture:
 
         Raises:
             UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
+            ServiceError: as `check`
             InvalidParameter: more passes than the limit
             DeadlineExceeded
         """
@@ -65,6 +75,7 @@ class Picture:
     def _prepare_all(self, specs: list[ModelSpec]) -> list[Prepared]:
         try:
             image = decode(self.body, self._services.settings.max_image_pixels)
+            self._check((image.shape[1], image.shape[0]))
         except ServiceError as exc:
             return [exc] * len(specs)
         return [self._prepare(image, spec) for spec in specs]

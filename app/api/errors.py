@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 
 from app import errors
 from app.errors import ServiceError
@@ -29,6 +29,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.NotAcceptable: 406,
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
+    errors.UnsupportedEncoding: 415,
     errors.InvalidParameter: 422,
     errors.LoadFailed: 422,
     errors.QueueFull: 429,
@@ -94,6 +95,8 @@ def to_response(error: ServiceError, request_id: str) -> Response:
     headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.UnsupportedEncoding):  # and no other 415 (RFC 9110, section 12.5.3)
+        headers["Accept-Encoding"] = "identity"
     return _response(problem, headers)
 
 
@@ -154,8 +157,13 @@ def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 def _is_routed(request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": "GET" if method == "HEAD" else method}  # as our middleware has it
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    method = "GET" if method == "HEAD" else method  # as our middleware has it
+    # Within a mount, its path is the end of root_path; routes are compared with what comes after that.
+    root_path = request.scope.get("app_root_path", request.scope.get("root_path", ""))
+    scope = {**request.scope, "method": method, "root_path": root_path}
+    # A mount takes any method. What is mounted here are files.
+    routes = (route for route in request.app.routes if method == "GET" or not isinstance(route, Mount))
+    return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 def _on_validation_error(request: Request, exc: Exception) -> Response:

@@ -13,6 +13,7 @@ from app.api.record import Record
 from app.api.schemas import Format, ImageSize, Links, Part, SegmentReply
 from app.errors import NotAcceptable
 from app.imaging import (
+    LONGEST_SIDE,
     MEDIA_TYPES,
     Array,
     ImageFormat,
@@ -63,6 +64,23 @@ def image_type(accept: str | None) -> str:
         return negotiate(accept, tuple(IMAGE_FORMATS))
     except NotAcceptable:
         return MEDIA_TYPES["PNG"]
+
+
+def fitting_type(media_type: str, accept: str | None, size: tuple[int, int]) -> str:
+    """The media type itself, or of a picture whose sides (width, height) it cannot hold another that `Accept` takes.
+
+    Raises:
+        NotAcceptable: it takes none that can hold them
+    """
+    side = max(size)
+    if media_type not in IMAGE_FORMATS or side <= (limit := LONGEST_SIDE[IMAGE_FORMATS[media_type]]):
+        return media_type
+    able = tuple(other for other, image_format in IMAGE_FORMATS.items() if side <= LONGEST_SIDE[image_format])
+    try:
+        return negotiate(accept, able)
+    except NotAcceptable as exc:
+        detail = f"the picture is {size[0]}x{size[1]}; the limit of a side in {media_type} is {limit}, and {exc.detail}"
+        raise NotAcceptable(detail, limit=limit, actual=side) from None
 
 
 def render_file(record: Record, wanted: Format, media_type: str, alpha: float) -> bytes:

@@ -24,12 +24,14 @@ class Order:
         caller: by which a refused one is known when it comes back
         deadline: by `time.monotonic`
         passes: that it is expected to take
+        group: of the result's id, if there are others by the same request
     """
 
     model: str
     caller: str
     deadline: float
     passes: int
+    group: str = ""
 
 
 async def segment_picture(
@@ -49,7 +51,7 @@ async def segment_picture(
         segmentation = await services.engine.segment(job, images)
 
         def finished() -> tuple[Record, Value]:
-            record = Record(new_id(), spec, picture.body, segmentation)
+            record = Record(new_id(order.group), spec, picture.body, segmentation)
             kept = record.nbytes <= services.results.max_bytes
             record = replace(record, segmentation=outlive(segmentation) if kept else segmentation, kept=kept)
             return record, finish(record)

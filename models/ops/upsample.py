@@ -28,6 +28,8 @@ MIN_ROWS = 4  # of a block: products of a row or two have too little to share am
 CHUNK_ELEMENTS = 1 << 22
 # New columns that are made at once: of a sixteenth of the old ones, say, where the product of all would be with zeros.
 BAND_COLUMNS = 128
+# Elements of the largest matrix that is kept: 4 MiB of float32, as 8192 pixels made of 128 cells.
+KEPT_ELEMENTS = 1 << 20
 # Cells along an axis that two bilinear resizes make a pixel of, unless the first of them shrinks.
 TAPS = 4
 
@@ -136,8 +138,18 @@ def _kernel() -> Callable[[Tensor, Taps, Taps], tuple[Tensor, Tensor]] | None:
     return upsample_argmax_triton
 
 
-@lru_cache(maxsize=8)  # making both takes as long as a tenth of the rest, and the next image is mostly of the same size
 def _twice(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
+    # Of a panorama it is tens of megabytes, too many to be kept for a next one.
+    make = _kept if old * new <= KEPT_ELEMENTS else _made
+    return make(old, between, new, align_corners, device)
+
+
+@lru_cache(maxsize=8)  # making both takes as long as a tenth of the rest, and the next image is mostly of the same size
+def _kept(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
+    return _made(old, between, new, align_corners, device)
+
+
+def _made(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
     matrix = torch.eye(old)
     for length in (between, new):
         matrix = resize_axis(matrix, length, align_corners=align_corners)
@@ -170,12 +182,6 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
             ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
             confidence[top:bottom] = highest.mul_(255).round_()
     return ids, confidence
-
-
-def spread(patches: Sequence[Patch]) -> Tensor:
-    """The whole map [K, H, W] in float32: what `decide` decides, for those who want to see it."""
-    height = len(patches[0].rows.start)
-    return _rows([_widen(patch, 0, height) for patch in patches], 0, height)
 
 
 class _Widened(NamedTuple):

@@ -59,24 +59,39 @@ def _answers(url: str) -> bool:
 def scaled(
     serving: Callable[..., AbstractContextManager[tuple[str, Path, Any]]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Two instances, each with room for one image to wait, behind one address."""
+    """Two instances, each with room for two images to wait, behind one address."""
     with ExitStack() as stack:
-        urls = [stack.enter_context(serving(max_queue_size="1", default_model=MODEL, models=MODEL))[0] for _ in "ab"]
+        served = {"max_queue_size": "2", "default_model": MODEL, "models": f"{MODEL},{OTHER}"}
+        urls = [stack.enter_context(serving(**served))[0] for _ in "ab"]
         hosts = [url.removeprefix("http://") for url in urls]
         yield stack.enter_context(proxy(tmp_path_factory.mktemp("proxy"), hosts))
 
 
-MODEL = "ccnet-mobilenetv2-camvid"
+MODEL, OTHER = "ccnet-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid"
+
+
+def assert_found(scaled: str, links: dict[str, str], instance: str) -> None:
+    for path in (links["mask"], links["overlay"], f"{links['attention']}?x=1&y=1", f"{links['attention']}/info"):
+        found = httpx.get(f"{scaled}{path}", timeout=60)
+        assert (found.status_code, found.headers["x-served-by"]) == (200, instance)
 
 
 def test_a_result_is_found_where_it_was_made(scaled: str) -> None:
     made = [httpx.post(f"{scaled}/segment", content=picture(value), timeout=60) for value in range(4)]
     assert {reply.headers["x-served-by"] for reply in made} == {"s0", "s1"}
     for reply in made:
-        links = reply.json()["links"]
-        for path in (links["mask"], links["overlay"], f"{links['attention']}?x=1&y=1", f"{links['attention']}/info"):
-            found = httpx.get(f"{scaled}{path}", timeout=60)
-            assert (found.status_code, found.headers["x-served-by"]) == (200, reply.headers["x-served-by"])
+        assert_found(scaled, reply.json()["links"], reply.headers["x-served-by"])
+
+
+def test_all_results_of_a_comparison_are_found(scaled: str) -> None:
+    query = {"model": f"{MODEL},{OTHER}"}
+    made = [httpx.post(f"{scaled}/segment", params=query, content=picture(value), timeout=60) for value in range(4)]
+    assert {reply.headers["x-served-by"] for reply in made} == {"s0", "s1"}
+    for reply in made:
+        results = reply.json()["results"]
+        assert [result["model"] for result in results] == [MODEL, OTHER]
+        for result in results:
+            assert_found(scaled, result["links"], reply.headers["x-served-by"])
 
 
 async def test_who_was_refused_comes_back_to_its_place_in_line(scaled: str) -> None:

@@ -40,6 +40,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def _threads_put_back() -> Iterator[None]:
+    """For tests that set torch's number of threads, however they end."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     # Networks this small only lose time by sharing their work out.

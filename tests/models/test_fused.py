@@ -166,6 +166,7 @@ def test_where_ann_joins_maps_is_rounded_and_what_it_attends_with_is_not(tiny_se
     }
 
 
+@pytest.mark.usefixtures("_threads_put_back")
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=bfloat16)], ids=str)
 @pytest.mark.parametrize(
     ("conv", "height"),
@@ -175,7 +176,7 @@ def test_where_ann_joins_maps_is_rounded_and_what_it_attends_with_is_not(tiny_se
 def test_weights_are_laid_out_where_flatter_inputs_want_the_same(
     conv: nn.Conv2d, height: int, dtype: torch.dtype
 ) -> None:
-    width, before = height * 4 // 3, torch.get_num_threads()
+    width = height * 4 // 3
     shapes = [(tall, width) for tall in (height, -(-height * 3 // 4), height * 2 // 3)]  # 4:3, 16:9 and 2:1
     weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -188,16 +189,16 @@ def test_weights_are_laid_out_where_flatter_inputs_want_the_same(
                 )
                 wanted[threads - 1].add(_layout(laid_out))
         fused = FusedConv(conv, nn.Identity(), dtype, torch.Size((1, conv.in_channels, *shapes[0])), threads=(1, 2))
-    torch.set_num_threads(before)
     for layouts, kept in zip(wanted, (fused.weight, fused.weight_alone), strict=True):
         assert kept.is_mkldnn == (len(layouts) == 1)
         assert layouts == {_layout(kept)} if kept.is_mkldnn else torch.equal(kept, weight)
     assert (fused.weight is fused.weight_alone) == (_layout(fused.weight) == _layout(fused.weight_alone))
 
 
+@pytest.mark.usefixtures("_threads_put_back")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux alone lists threads")
 def test_no_thread_that_computes_on_several_cores_is_left(tiny_segmentor: Callable[[str, str], Segmentor]) -> None:
-    segmentor, before = tiny_segmentor("mobilenet", "ccnet"), torch.get_num_threads()
+    segmentor = tiny_segmentor("mobilenet", "ccnet")
     fold_batch_norm(segmentor)
     image = torch.randn(1, 3, 64, 48)
     with ThreadPoolExecutor(1) as caller:
@@ -210,4 +211,3 @@ def test_no_thread_that_computes_on_several_cores_is_left(tiny_segmentor: Callab
         while len(list(Path("/proc/self/task").iterdir())) > threads and time.monotonic() < ends:
             time.sleep(0.01)
         assert len(list(Path("/proc/self/task").iterdir())) <= threads
-    torch.set_num_threads(before)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models.checkpoint import load_segmentor
 from models.folding import fold_batch_norm
-from models.ops.upsample import spread, upsample_argmax
+from models.ops.upsample import upsample_argmax
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalize
 from models.windows import Inference, View, Window, list_windows, merge_views, place_windows
+from tests.models.ops.whole_map import spread
 from tests.models.reference import logits_of
 
 

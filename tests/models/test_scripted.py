@@ -114,6 +114,7 @@ def test_a_stage_that_cannot_be_read_stays_as_it_is(
     assert "layer2 stays in Python" in caplog.text
 
 
+@pytest.mark.usefixtures("_threads_put_back")
 @pytest.mark.parametrize("reduced", [False, pytest.param(True, marks=bfloat16)], ids=["float32", "bfloat16"])
 def test_passes_on_several_threads_have_weights_of_their_own(
     tiny_segmentor: Callable[[str, str], Segmentor], *, reduced: bool
@@ -122,7 +123,6 @@ def test_passes_on_several_threads_have_weights_of_their_own(
     own = next(part for part in segmentor.backbone.layer4.modules() if isinstance(part, FusedConv))
     dense = torch.randn_like(own.weight.to_dense())
     own.weight_alone = nn.Parameter(dense, requires_grad=False)
-    before = torch.get_num_threads()
     fast, image = scripted(segmentor), torch.randn(1, 3, 64, 48)
     found = []
     for threads in (1, 2):
@@ -130,7 +130,6 @@ def test_passes_on_several_threads_have_weights_of_their_own(
         with torch.inference_mode():
             found.append(fast(image).logits)
             torch.testing.assert_close(found[-1], segmentor(image).logits)
-    torch.set_num_threads(before)
     assert not torch.equal(*found)
     stages = fast.backbone.layer3, fast.backbone.layer4
     assert [stage.script is stage.script_alone for stage in stages] == [True, False]

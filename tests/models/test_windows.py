@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models.ops import upsample
-from models.ops.upsample import Size, spread, upsample_argmax
+from models.ops.upsample import Size, upsample_argmax
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from models.windows import (
     BelowCrop,
@@ -21,6 +21,7 @@ from models.windows import (
     merge_views,
     place_windows,
 )
+from tests.models.ops.whole_map import spread
 
 SLIDE = Inference(mode="slide", crop=(8, 10), stride=(5, 7))
 

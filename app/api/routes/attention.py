@@ -21,7 +21,7 @@ from app.api.errors import problems
 from app.api.negotiation import negotiate
 from app.api.parameters import describe_query, from_query
 from app.api.record import Record
-from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, image_type
+from app.api.rendering import IMAGE_CONTENT, IMAGE_FORMATS, JSON, fitting_type, image_type
 from app.api.routes.results import find
 from app.api.schemas import AttentionInfo, AttentionReply
 from app.colormaps import ColormapName
@@ -47,7 +47,10 @@ class AttentionQuery(BaseModel):
     x: int | None = Field(None, description="Column of the pixel, from 0, in the upright image; or give `class`.")
     y: int | None = Field(None, description="Row of the pixel, from 0, in the upright image.")
     of_class: str | None = Field(
-        None, alias="class", description="In place of a point: the average over this class's pixels, by name or id."
+        None,
+        alias="class",
+        description="In place of a point: the average over this class's pixels, by name or id.",
+        max_length=1000,  # Python reads no number of more than 4300 digits
     )
     block: Block | None = Field(None, description="Attention block; else the last one.")
     step: Literal["1", "2", "3", "composed"] | None = Field(
@@ -105,10 +108,13 @@ async def get_attention(
 ) -> Response:
     record = find(services, result_id)
     media_type = _media_type(query.format, accept)
+    if query.size == "image":
+        media_type = fitting_type(media_type, accept, record.size)
     # An answer never changes, so the question names it.
     tag = _tag(result_id, query, media_type)
     headers = {"Vary": "Accept", "ETag": tag, "Cache-Control": f"private, max-age={services.settings.result_ttl:.0f}"}
-    if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
+    known = [] if if_none_match is None else [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    if tag in known:
         return Response(status_code=304, headers=headers)
     timings = request.state.timings = Timings()
     render = partial(_render, record, query, media_type, services.derived, timings)
@@ -122,6 +128,8 @@ async def get_attention(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if result_id not in services.results:  # it went meanwhile, and what was made for this answer came too late to go
         services.derived.forget(result_id)
+    if known == ["*"]:  # any answer, and only now is it sure that the question has one
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type=media_type, headers={**headers, "Server-Timing": timings.server_timing()})
 
 

@@ -12,7 +12,7 @@ from app.api.dependencies import Services, ServicesDep
 from app.api.errors import problems
 from app.api.parameters import describe_query, from_query
 from app.api.record import Record
-from app.api.rendering import CONTENT, choose_format, render_file, render_json
+from app.api.rendering import CONTENT, choose_format, fitting_type, render_file, render_json
 from app.api.schemas import ResultQuery, SegmentReply
 from app.errors import ResultExpired
 
@@ -34,6 +34,7 @@ async def get_result(
 ) -> Response:
     record = find(services, result_id)
     wanted, media_type = choose_format(query.format, accept)
+    media_type = fitting_type(media_type, accept, record.size)
     async with until(time.monotonic() + services.settings.request_timeout, "the answer was ready"):
         if wanted == "json":
             reply = await services.in_codec_thread(render_json, record, query.parts)

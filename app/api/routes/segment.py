@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -26,11 +26,12 @@ from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
 from app.api.parameters import describe_header, describe_query, read_header, read_query
 from app.api.record import Record
-from app.api.rendering import CONTENT, JSON, choose_format, render_file, render_json
+from app.api.rendering import CONTENT, JSON, choose_format, fitting_type, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
 from app.api.segmenting import Order, segment_picture
 from app.engine.prepare import expected_passes
 from app.errors import InvalidParameter, ServiceError
+from app.results import new_id
 from app.timings import Timings
 
 router = APIRouter()
@@ -38,6 +39,7 @@ router = APIRouter()
 TIMEOUT, POSITIVE = "x-request-timeout-seconds", TypeAdapter[float](Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 Failures = Mapping[str, ServiceError]  # by model
+Fitting = Callable[[tuple[int, int]], str]  # width and height to media type
 
 
 @router.post(
@@ -72,13 +74,14 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
     try:
         with timings.stage("read"):
             body = await _read(request, settings.max_body_bytes, orders[0].deadline)
-        picture = Picture(services, body, query, timings)
+        fitting = partial(fitting_type, media_type, request.headers.get("accept"))
+        picture = Picture(services, body, query, timings, fitting)
         if len(orders) == 1:
-            render = partial(_render, query=query, wanted=wanted, media_type=media_type, timings=timings)
+            render = partial(_render, query=query, wanted=wanted, fitting=fitting, timings=timings)
             work = segment_picture(services, picture, orders[0], len(body), render)
             record, content = await while_connected(request, work)
             services.metrics.stages(record.spec.name, timings)
-            return Response(content, media_type=media_type, headers=_headers([record], timings))
+            return Response(content, media_type=fitting(record.size), headers=_headers([record], timings))
         segmented = _segment_by_all(services, picture, orders, refused, query)
         found, failures = await while_connected(request, segmented)
     except (ClientLeft, ClientDisconnect):
@@ -116,6 +119,7 @@ def _orders(services: Services, names: list[str], query: SegmentQuery, caller: s
         UnknownModel, InvalidParameter
     """
     specs = [services.engine.models.model(name).spec for name in names]
+    group = new_id() if len(specs) > 1 else ""
     return [
         Order(
             spec.name,
@@ -123,6 +127,7 @@ def _orders(services: Services, names: list[str], query: SegmentQuery, caller: s
             caller if len(specs) == 1 else f"{caller}/{spec.name}",
             deadline,
             expected_passes(spec, choose_inference(query, spec.inference), services.settings.max_passes),
+            group,
         )
         for spec in specs
     ]
@@ -184,14 +189,14 @@ async def _segment_by_all(
     return found, failures
 
 
-def _render(record: Record, query: SegmentQuery, wanted: Format, media_type: str, timings: Timings) -> bytes:
+def _render(record: Record, query: SegmentQuery, wanted: Format, fitting: Fitting, timings: Timings) -> bytes:
     of_batch = record.segmentation.timings
     timings.stages |= of_batch.stages
     timings.modules, timings.batch_size = of_batch.modules, of_batch.batch_size
     if wanted == "json":
         return _reply(record, query, timings).model_dump_json(by_alias=True, exclude_none=True).encode()
     with timings.stage("encode"):
-        return render_file(record, wanted, media_type, query.alpha)
+        return render_file(record, wanted, fitting(record.size), query.alpha)
 
 
 def _reply(record: Record, query: SegmentQuery, timings: Timings) -> SegmentReply:
@@ -219,7 +224,7 @@ def _compare(
 def _headers(records: list[Record], timings: Timings) -> dict[str, str]:
     headers = {"Server-Timing": timings.server_timing(), "Vary": "Accept"}
     kept = [record for record in records if record.kept]
-    if len(kept) == len(records) == 1:
+    if kept:  # the first of several: from what all their ids begin with, a proxy knows where they are
         headers["X-Result-Id"] = kept[0].id
     links = [f'</attention/{record.id}>; rel="attention"' for record in kept if record.segmentation.traces]
     if links:

@@ -14,6 +14,7 @@ from tests.fakes import FakeDevice
 
 NAME = list_models()[0].name
 KEY = "hunter2, or so"
+FOREIGN = "Schlüssel, 鍵"
 
 
 @pytest.mark.parametrize("change", ["load", "unload"])
@@ -40,3 +41,13 @@ async def test_the_key_alone_opens(
         for change in ("load", "unload"):
             reply = await client.post(f"/models/{NAME}/{change}", headers={"Authorization": f"Bearer {KEY}"})
             assert reply.status_code == 200
+
+
+async def test_a_key_beyond_ascii_is_sent_in_utf_8(
+    serve: Callable[..., AbstractAsyncContextManager[Any]],
+) -> None:
+    async with serve(worker=FakeDevice(), admin_key=FOREIGN) as (_, client, _):
+        for given, status in ((FOREIGN, 200), (FOREIGN[:-1], 401)):
+            headers = {b"Authorization": f"Bearer {given}".encode()}
+            reply = await client.post(f"/models/{NAME}/load", headers=headers)
+            assert reply.status_code == status

@@ -97,6 +97,15 @@ async def test_bad_input(
     assert not [record for record in ours if record.levelno >= logging.WARNING], "the server is not to blame"
 
 
+async def test_a_refused_encoding_is_told_from_a_refused_image(
+    client: httpx.AsyncClient, assert_problem: Callable[..., None]
+) -> None:
+    for headers, told in (({"content-encoding": "br"}, "identity"), ({"content-type": "text/plain"}, None)):
+        reply = await client.post("/segment", content=PICTURE, headers=headers)
+        assert_problem(reply, 415, "unsupported-image")
+        assert reply.headers.get("accept-encoding") == told
+
+
 # A part that never ends is dropped by the form's parser together with its temporary file, which the
 # interpreter closes at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -138,6 +147,8 @@ async def test_not_acceptable_lists_what_there_is(client: httpx.AsyncClient, pos
         ("POST", "/models", "GET, HEAD"),
         ("PUT", "/results/x", "GET, HEAD, DELETE"),
         ("POST", "/", "GET, HEAD"),
+        ("POST", "/web/app.js", "GET, HEAD"),
+        ("DELETE", "/web/nope.js", "GET, HEAD"),
     ],
 )
 async def test_wrong_method(

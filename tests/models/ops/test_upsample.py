@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -84,6 +86,14 @@ def test_half_precision_logits_are_resized_in_float32(dtype: torch.dtype) -> Non
     wanted_ids, wanted_confidence = upsample_argmax(logits.float(), (45, 60), (90, 121), align_corners=False)
     assert torch.equal(ids, wanted_ids)
     assert torch.equal(confidence, wanted_confidence)
+
+
+def test_matrices_are_kept_for_the_next_image_but_for_large_ones() -> None:
+    cpu = torch.device("cpu")
+    usual = upsample._twice(60, 480, 1024, False, cpu)
+    large = weakref.ref(upsample._twice(160, 1280, 60_000, False, cpu))
+    assert upsample._twice(60, 480, 1024, False, cpu) is usual
+    assert large() is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

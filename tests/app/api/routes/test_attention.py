@@ -166,6 +166,8 @@ async def test_without_colours_the_overlay_is_the_image_and_a_ring(
         ({"interp": "cubic"}, ["interp"]),
         ({"size": "9"}, ["size"]),
         ({"top": "1001"}, ["top"]),
+        ({"x": "9" * 4000}, ["outside"]),
+        ({"x": "9" * 5000}, ["x"]),
     ],
 )
 async def test_wrong_parameters(
@@ -178,6 +180,15 @@ async def test_wrong_parameters(
     reply = await client.get(path, params={"x": "1", "y": "1", **params})
     assert_problem(reply, 422, "invalid-parameter")
     assert all(word in reply.json()["detail"] for word in words)
+
+
+@pytest.mark.parametrize("digits", [1000, 5000])
+async def test_a_class_of_many_digits(
+    client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None], digits: int
+) -> None:
+    reply = await client.get(path, params={"class": "1" * digits})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert "class" in reply.json()["detail"]
 
 
 async def test_a_point_is_needed(client: httpx.AsyncClient, path: str, assert_problem: Callable[..., None]) -> None:
@@ -193,6 +204,24 @@ async def test_points_outside(
     x, y = point
     reply = await client.get(path, params={"x": x, "y": y})
     assert_problem(reply, 422, "invalid-parameter", limit=limit, actual=x or y)
+
+
+@pytest.mark.parametrize("suffix", ["", "/info"])
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"attention": "false"}, "attention=false"),
+        ({"mode": "slide", "scales": "2"}, "mode=slide"),
+        ({"scales": "0.5,1.5"}, "scales"),
+    ],
+)
+async def test_why_there_is_none(
+    client: httpx.AsyncClient, street: bytes, assert_problem: Callable[..., None], made: Any, reason: str, suffix: str
+) -> None:
+    result = (await client.post("/segment", content=street, params=made)).json()["id"]
+    reply = await client.get(f"/attention/{result}{suffix}", params={"x": 0, "y": 0})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert reason in reply.json()["detail"]
 
 
 @pytest.mark.parametrize("suffix", ["", "/info"])
@@ -336,9 +365,11 @@ async def test_what_is_known_is_not_sent_again(client: httpx.AsyncClient, path: 
     tag = first.headers["etag"]
     assert first.headers["cache-control"] == "private, max-age=600"
     assert first.headers["server-timing"].startswith("attention;dur=")
-    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         again = await client.get(path, params={"x": 1, "y": 1}, headers={"if-none-match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    wrong = await client.get(path, params={"x": 999, "y": 1}, headers={"if-none-match": "*"})
+    assert wrong.status_code == 422
     for params, accept in (
         ({"x": 2, "y": 1}, "*/*"),
         ({"x": 1, "y": 1, "alpha": "0.5"}, "*/*"),

@@ -79,7 +79,10 @@ async def test_what_is_said_of_the_whole(client: httpx.AsyncClient, street: byte
     times = body["timings_ms"]
     assert times.keys() == {"read", "decode", "total"}
     assert times["total"] > max(result["timings_ms"]["forward"] for result in body["results"])
-    assert "x-result-id" not in reply.headers
+    ids = [result["id"] for result in body["results"]]
+    assert len(set(ids)) == len({one.partition(".")[2] for one in ids}) == len(NAMES)
+    assert len({one.partition(".")[0] for one in ids}) == 1, "a proxy knows all by one"
+    assert reply.headers["x-result-id"] == ids[0]
     assert reply.headers["vary"] == "Accept"
     for result in body["results"]:
         assert f'<{result["links"]["attention"]}>; rel="attention"' in reply.headers["link"]
@@ -263,5 +266,5 @@ async def test_a_client_that_leaves_gives_up_all(
 async def test_results_that_find_no_place_are_not_linked(serve: Serve) -> None:
     async with serve(worker=FakeDevice(), max_result_bytes=1) as (_, client, _):
         reply = await client.post("/segment", content=STREET, params=ALL)
-        assert "link" not in reply.headers
+        assert not {"link", "x-result-id"} & reply.headers.keys()
         assert all(not result["links"] for result in reply.json()["results"])
