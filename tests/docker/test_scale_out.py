@@ -61,7 +61,10 @@ def scaled(
 ) -> Iterator[str]:
     """Two instances, each with room for one image to wait, behind one address."""
     with ExitStack() as stack:
-        urls = [stack.enter_context(serving(max_queue_size="1", default_model=MODEL, models=MODEL))[0] for _ in "ab"]
+        urls = [
+            stack.enter_context(serving(max_queue_size="1", max_passes="1", default_model=MODEL, models=MODEL))[0]
+            for _ in "ab"
+        ]
         hosts = [url.removeprefix("http://") for url in urls]
         yield stack.enter_context(proxy(tmp_path_factory.mktemp("proxy"), hosts))
 

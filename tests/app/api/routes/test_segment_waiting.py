@@ -92,7 +92,7 @@ async def test_a_full_queue(
         yield b""
 
     device = FakeDevice()
-    async with serve(worker=device, max_batch_size=2, max_queue_size=2) as (_, client, services):
+    async with serve(worker=device, max_batch_size=2, max_queue_size=2, max_passes=2) as (_, client, services):
 
         def post(count: int) -> list[asyncio.Task[httpx.Response]]:
             return [asyncio.create_task(client.post("/segment", content=street, params=PNG)) for _ in range(count)]
