@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         128, gt=0, description="Most images waiting for the device; each of an image's passes counts."
     )
-    max_queue_bytes: int = Field(256 << 20, gt=0, description="Most bytes of images waiting for the device.")
+    max_queue_bytes: int = Field(
+        256 << 20, gt=0, description="Most bytes of images waiting for the device, and of those being received."
+    )
 
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
     max_result_bytes: int = Field(256 << 20, gt=0, description="Memory for results; the oldest go first.")
