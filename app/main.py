@@ -19,6 +19,7 @@ from app.api import errors
 from app.api.dependencies import Services
 from app.api.derived import Derived
 from app.api.middleware import RequestMiddleware
+from app.api.reception import Reception
 from app.api.record import Record
 from app.api.routes import attention, health, metrics, models, page, results, segment
 from app.api.slow_lane import SlowLane
@@ -90,6 +91,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         codecs=_threads("codec", min(CODECS, os.cpu_count() or 1)),
         derived=derived,
         slow_lane=SlowLane(_threads("slow", 1), "attention maps", MAX_SLOW_MAPS),
+        reception=Reception(settings.max_queue_bytes, series),
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)  # in this order a request is compared with them

@@ -60,9 +60,11 @@ class Settings(BaseSettings):
     max_batch_pixels: int = Field(4 << 20, gt=0, description="Most network-input pixels in one forward pass.")
     max_passes: int = Field(128, gt=0, description="Most forward passes of one image: windows, scales, mirror images.")
     max_queue_size: int = Field(
-        64, gt=0, description="Most images waiting for the device; each of an image's passes counts."
+        128, gt=0, description="Most images waiting for the device; each of an image's passes counts."
     )
-    max_queue_bytes: int = Field(256 << 20, gt=0, description="Most bytes of images waiting for the device.")
+    max_queue_bytes: int = Field(
+        256 << 20, gt=0, description="Most bytes of images waiting for the device, and as many of those being received."
+    )
 
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
     max_result_bytes: int = Field(256 << 20, gt=0, description="Memory for results; the oldest go first.")
@@ -83,6 +85,10 @@ class Settings(BaseSettings):
         if self.max_queue_size < self.max_batch_size:
             raise ValueError(
                 f"max_queue_size is {self.max_queue_size}, less than one batch (max_batch_size {self.max_batch_size})"
+            )
+        if self.max_queue_size < self.max_passes:
+            raise ValueError(
+                f"max_queue_size is {self.max_queue_size}, less than one image may need (max_passes {self.max_passes})"
             )
         return self
 

@@ -78,7 +78,7 @@ def probe(seconds: float) -> list[float]:
 
 
 async def serve(clients: int, seconds: float) -> tuple[list[tuple[float, float, str]], list[float]]:
-    settings = Settings(port=PORT, max_queue_size=2 * clients, request_timeout=120)
+    settings = Settings(port=PORT, max_queue_size=2 * clients, max_passes=1, request_timeout=120)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=PORT, log_level="error", access_log=False))
     serving = asyncio.create_task(server.serve())
     async with httpx.AsyncClient(base_url=URL, transport=httpx.AsyncHTTPTransport(retries=10)) as client:

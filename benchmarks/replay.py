@@ -337,7 +337,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--write", type=Path, metavar="TRACE", help="keep it")
     parser.add_argument("--max-batch-size", type=int, nargs="+", default=[8], metavar="N")
     parser.add_argument("--max-batch-pixels", type=int, nargs="+", default=[4 << 20], metavar="N")
-    parser.add_argument("--max-queue-size", type=int, nargs="+", default=[64], metavar="N")
+    parser.add_argument("--max-queue-size", type=int, nargs="+", default=[128], metavar="N")
     parser.add_argument("--max-queue-bytes", type=int, nargs="+", default=[256 << 20], metavar="N")
     parser.add_argument("--slots", type=int, nargs="+", default=[1], metavar="N")
     parser.add_argument("--cost", nargs="+", default=["0.02,0.0025"], metavar="A,B", help="a and b; b at the mean size")

@@ -1,4 +1,4 @@
-"""How much memory the server needs: by model, by size of image, and with as many callers as its queue holds.
+"""How much memory the server needs: by model, by size of image, and with many callers at once.
 
 `python -m benchmarks.sizing` starts a server for each bundled model, one for all of them, and one for a CCNet of the
 size that mmsegmentation publishes; prints the resident memory after the start and the peak with each load, and writes
@@ -37,7 +37,7 @@ from training.scenes import draw_street
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "sizing.json"
 PORT = 18767
-CALLERS = 64  # as many as may wait
+CALLERS = 64  # half as many as may wait by default
 ONE_BY_ONE = 4
 PUBLISHED = "ccnet-resnet50-published"
 ALL = "all of them"

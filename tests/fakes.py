@@ -21,13 +21,13 @@ PATIENCE = 100.0  # seconds until a gate that a test has forgotten opens by itse
 
 
 class FakeDevice:
-    """Answers with the image's first value, as id of every pixel; holds loads and passes while its gate is shut.
+    """Answers with the image's first value, as id of every pixel; holds loads, warm-ups, passes while its gate is shut.
 
     Attributes:
         resident, warmed: keys of the models on it, and of those warmed up
         ran: each value with the key of what it was run by
         staged, batches: values of the images of each batch, as it was staged and as it was run
-        entered: set whenever a load or a pass meets the gate
+        entered: set whenever one of them meets the gate
         error: raised in place of results
         enters: threads that may enter before one fails
         room: images that fit in its memory at once
@@ -63,6 +63,9 @@ class FakeDevice:
         self.resident.add(key)
 
     def warm_up(self, key: str) -> None:
+        self._meet_the_gate()
+        if key not in self.resident:
+            raise KeyError(key)
         self.warmed.append(key)
 
     def unload(self, key: str) -> None:

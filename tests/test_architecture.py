@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 OURS = {"app", "models", "training"}
 WEB = {"fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn", "httpx"}
 # What the scheduler is made of.
-PURE = {"app.engine.cost", "app.engine.forecast", "app.engine.jobs", "app.engine.limits", "app.engine.promises"}
+PURE = {
+    *("app.engine.cost", "app.engine.forecast", "app.engine.jobs", "app.engine.limits", "app.engine.places"),
+    "app.engine.promises",
+}
 
 # A layer to those of our packages that it may import. A module belongs to the longest name that fits.
 ALLOWED: dict[str, set[str]] = {

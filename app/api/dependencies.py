@@ -11,6 +11,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Depends, Request
 
 from app.api.derived import Derived
+from app.api.reception import Reception
 from app.api.record import Record
 from app.api.slow_lane import SlowLane
 from app.catalog import Catalog
@@ -39,6 +40,7 @@ class Services:
     codecs: ThreadPoolExecutor
     derived: Derived
     slow_lane: SlowLane
+    reception: Reception
 
     async def in_codec_thread(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs

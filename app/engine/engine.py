@@ -120,11 +120,10 @@ class Engine:
             passes: that it is expected to need
 
         Raises:
-            NotReady, ModelNotLoaded: still loading, or going down
+            UnknownModel, NotReady, ModelNotLoaded: it is not served, or not now
             QueueFull, DeadlineUnreachable: no place in the queue, or too long a wait
         """
-        self.check_ready()
-        self.models.serving(model)
+        self._serving(model)
         job, now = Job(model, caller, nbytes, deadline, None, passes), time.monotonic()
         try:
             self._scheduler.check(job, now)

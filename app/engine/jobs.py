@@ -36,6 +36,7 @@ class Job(Generic[Payload]):
         nbytes: it holds while it waits
         deadline: when its answer is no longer wanted, on the clock that the scheduler is given
         passes: that it needs, as thought before the image has been decoded; a part is one
+        granted: passes that it was let in with
         lane: known once the image has been decoded
         part: which of its caller's passes
         others: the other parts, if this is the first
@@ -49,6 +50,7 @@ class Job(Generic[Payload]):
     deadline: float
     payload: Payload
     passes: int = 1
+    granted: int = 0
     lane: Lane | None = None
     part: int = 0
     others: list[Job[Payload]] = field(default_factory=list)

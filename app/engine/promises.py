@@ -9,9 +9,11 @@ not kept empty.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.engine.cost import Surprise
+from app.engine.places import Room
 
 
 @dataclass(eq=False)
@@ -38,6 +40,23 @@ class Promise:
     returned: bool = False
 
 
+@dataclass
+class Sums:
+    """Of promises: how many, and what they need."""
+
+    count: int = 0
+    passes: int = 0
+    nbytes: int = 0
+
+    def add(self, promise: Promise, times: int = 1) -> None:
+        self.count += times
+        self.passes += times * promise.passes
+        self.nbytes += times * promise.nbytes
+
+
+Tally = dict[bool, Sums]  # of promises whose callers have not come yet, and of those who came in vain
+
+
 class Promises:
     GRACE = 2.0  # seconds that a place is kept: `Retry-After` is in whole ones, and networks take some too
     PAD = 1 / 32  # more than the time it should take: a second way costs a caller more than a few percent
@@ -49,7 +68,7 @@ class Promises:
         self._line: list[Promise] = []  # by the time they are due
         self._of_caller: dict[str, Promise] = {}
         self._came: list[float] = []  # when those were due who came
-        self._again = 0  # of those in the line: came in vain, and will come again
+        self._tally = _tally(())  # of the line
         self._kept = 0.0
         self._ended = 0.0
         self._lateness = Surprise(mean=0.5, deviation=0.25)  # as `Retry-After` makes it
@@ -63,12 +82,16 @@ class Promises:
         """The share of callers who come back, as far as is known: all, until some have not."""
         return (self._kept + 0.1) / (self._ended + 0.1)
 
-    def ahead(self, caller: str, now: float) -> float:
-        """How many are expected to come who go before this caller."""
+    def ahead(self, caller: str, now: float) -> Room:
+        """What those need who are expected to come and go before this caller."""
         own = self._of_caller.get(caller)
-        before = len(self._line) if own is None else self._index(own)
         # Who is later than others were is not expected any more.
-        return self.share_kept * max(0, before - bisect_left(self._line, now - self._lateness.margin, key=_due))
+        late = bisect_left(self._line, now - self._lateness.margin, key=_due)
+        if own is not None:
+            return self._expected(_tally(self._line[late : self._index(own)]))
+        # The line may be long; those who are late are few.
+        line, gone = self._expected(self._tally), self._expected(_tally(self._line[:late]))
+        return Room(line.passes - gone.passes, line.nbytes - gone.nbytes)
 
     def is_due(self, caller: str, now: float) -> bool:
         """Whether a caller was promised a place and comes no earlier than it was told."""
@@ -92,14 +115,16 @@ class Promises:
             if len(self._line) < self.LONGEST:
                 self._of_caller[promise.caller] = promise
                 insort(self._line, promise, key=_due)
+                self._tally[promise.returned].add(promise)
             return promise.seconds
         if self.is_due(held.caller, now):  # the line is slower than was thought
             if not held.returned:
                 self._note_return(held, now)
+                self._tally[False].add(held, -1)
+                self._tally[True].add(held)
                 held.returned = True
-                self._again += 1
             del self._line[self._index(held)]
-            held.due = due + self._again * seconds_each
+            held.due = due + self._tally[True].count * seconds_each
             insort(self._line, held, key=_due)
         return held.due - now
 
@@ -136,6 +161,14 @@ class Promises:
         ratios, self._ratios = self._ratios, []
         return ratios
 
+    def _expected(self, tally: Tally) -> Room:
+        # Who has come back once comes again.
+        first, again = tally[False], tally[True]
+        return Room(
+            self.share_kept * first.passes + again.passes,
+            self.share_kept * first.nbytes + again.nbytes,
+        )
+
     def _index(self, promise: Promise) -> int:
         index = bisect_left(self._line, promise.due, key=_due)
         while self._line[index] is not promise:  # several are due at the same time
@@ -149,13 +182,20 @@ class Promises:
     def _end(self, promise: Promise, now: float) -> None:
         if not promise.called:
             self.call(promise, now)
-        self._again -= promise.returned
+        self._tally[promise.returned].add(promise, -1)
         del self._line[self._index(promise)]
         del self._of_caller[promise.caller]
 
     def _learn(self, kept: int) -> None:
         self._kept = self.MEMORY * self._kept + kept
         self._ended = self.MEMORY * self._ended + 1
+
+
+def _tally(promises: Iterable[Promise]) -> Tally:
+    tally = {False: Sums(), True: Sums()}
+    for promise in promises:
+        tally[promise.returned].add(promise)
+    return tally
 
 
 def _due(promise: Promise) -> float:

@@ -58,7 +58,7 @@ class Residents:
         self._slots = slots
         self._metrics = metrics
         self._models: dict[str, Model] = {}
-        self._numbers = count(2)
+        self._numbers = count(1)
         self._change = asyncio.Lock()
 
     @property
@@ -126,7 +126,8 @@ class Residents:
         try:
             # One at a time: two would share the memory that is left, and the threads that others need.
             async with self._change:
-                loaded = Loaded(spec, f"{spec.name}#{next(self._numbers)}" if model.loaded else spec.name)
+                # Never a key that was given before: what has it may be held still, though it serves no more.
+                loaded = Loaded(spec, f"{spec.name}#{next(self._numbers)}")
                 await self._bring(loaded)
                 replaced, model.loaded, model.spec, model.reason = model.loaded, loaded, spec, None
         except (ModelError, ServiceError) as exc:

@@ -5,7 +5,6 @@ A pure object: time is passed in; it knows nothing of asyncio, torch or images.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from app.engine.cost import Costs, Surprise
 from app.engine.forecast import Forecast
 from app.engine.jobs import Batch, Job, Lane, Payload, Reason
 from app.engine.limits import Limits
+from app.engine.places import Places, Room
 from app.engine.promises import Promise, Promises
 from app.errors import DeadlineUnreachable, Overloaded, QueueFull
 
@@ -50,12 +50,11 @@ class Scheduler(Generic[Payload]):
         self._surprise = Surprise()
         self._promises = Promises()
         self._called = 0.0
-        self._bytes = 0
-        self._size = 0
+        self._places = Places(policy.max_queue_size, policy.max_queue_bytes)
 
     def __len__(self) -> int:
         """As `depth`, of all models; the running ones are not among them."""
-        return self._size
+        return self._places.passes
 
     def depth(self, model: str) -> int:
         """Jobs of one model arriving or waiting, each with as many passes as it needs."""
@@ -82,13 +81,12 @@ class Scheduler(Generic[Payload]):
         """
         self._call(now)
         refusal = self._refusal(job, self._kept_free(job, now), now)
-        enough = 2 * self.policy.slots * self.policy.max_batch_size * max(1, len(self._lanes))
         # The device is not kept waiting for those who may come.
-        if refusal and self._size < min(enough, self.policy.max_queue_size // 2):
-            refusal = self._refusal(job, (0.0, 0.0), now) and refusal
+        if refusal and self._places.passes < self._enough:
+            refusal = self._refusal(job, (Room(), 0.0), now) and refusal
         if refusal is not None:
             promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now, passes=job.passes)
-            each = self._seconds_each(job)
+            each = job.passes * self._seconds_each(job.model)
             refusal.retry_after = self._promises.make(promise, refusal.retry_after or 0.0, each)
             raise refusal
 
@@ -100,12 +98,11 @@ class Scheduler(Generic[Payload]):
         """
         self.check(job, now)
         self._promises.keep(job.caller, now)
-        job.admitted = now
+        job.admitted, job.granted = now, job.passes
         job.predicted = self._seconds_until_done(job, now)
         self._arriving[job] = None
         self._expected[job.model] = self._expected.get(job.model, 0) + job.passes
-        self._size += job.passes
-        self._bytes += job.nbytes
+        self._places.take(job)
 
     def submit(self, job: Job[Payload], lane: Lane, nbytes: int, now: float, further: Sequence[Lane] = ()) -> None:
         """Queue a job that was let in, now that its size is known; if that is refused, it has lost its place.
@@ -123,8 +120,7 @@ class Scheduler(Generic[Payload]):
         job.passes, job.nbytes = 1, job.nbytes // len(job.parts)
         for part, own in zip(job.parts, (lane, *further), strict=True):
             self._lanes.setdefault(own, deque()).append(part)
-            self._size += 1
-            self._bytes += part.nbytes
+            self._places.take(part)
 
     def next_batch(self, now: float) -> Batch[Payload] | None:
         """The batch to run next, or None.
@@ -183,8 +179,7 @@ class Scheduler(Generic[Payload]):
                 del self._lanes[job.lane]
         else:
             return False
-        self._size -= job.passes
-        self._bytes -= job.nbytes
+        self._places.free(job)
         return True
 
     def expire(self, now: float) -> list[Job[Payload]]:
@@ -215,33 +210,34 @@ class Scheduler(Generic[Payload]):
         """Seconds until all that are here now are done; None as long as too little is known."""
         return None if (work := self._work(None, now)) is None else work[0] / self.policy.slots
 
-    def _kept_free(self, job: Job[Any], now: float) -> tuple[float, float]:
-        """How many places are kept for others who were promised one, and the share of all room that is left spare."""
-        if job.lane is not None or self._promises.is_due(job.caller, now):
-            return 0.0, 0.0  # its own place is among them
-        ahead = self._promises.ahead(job.caller, now)
-        return ahead, self.SPARE if ahead else 0.0
+    @property
+    def _enough(self) -> int:
+        """Passes that keep the device busy for now."""
+        batches = 2 * self.policy.slots * max(1, len(self._lanes))
+        return min(batches * self.policy.max_batch_size, self.policy.max_queue_size // 2)
 
-    def _refusal(self, job: Job[Any], kept_free: tuple[float, float], now: float) -> Overloaded | None:
+    def _kept_free(self, job: Job[Any], now: float) -> tuple[Room, float]:
+        """What is kept for others who were promised a place, and the share of all room that is left spare."""
+        if job.lane is not None or self._promises.is_due(job.caller, now):
+            return Room(), 0.0  # its own place is among them
+        ahead = self._promises.ahead(job.caller, now)
+        return ahead, self.SPARE if ahead.passes else 0.0
+
+    def _refusal(self, job: Job[Any], kept_free: tuple[Room, float], now: float) -> Overloaded | None:
         """Why a job can't be let in, with the seconds until it could; None if it can."""
         return max(self._refusals(job, kept_free, now), key=lambda one: one.retry_after or 0.0, default=None)
 
-    def _refusals(self, job: Job[Any], kept_free: tuple[float, float], now: float) -> Iterator[Overloaded]:
+    def _refusals(self, job: Job[Any], kept_free: tuple[Room, float], now: float) -> Iterator[Overloaded]:
         ahead, spare = kept_free
-        each = self._seconds_each(job)
-        for name, held, one, limit in (
-            ("images", self._size, job.passes, self.policy.max_queue_size),
-            ("bytes", self._bytes, job.nbytes, self.policy.max_queue_bytes),
-        ):
-            actual = math.ceil(held + one * (1 + ahead) + spare * limit)
-            # An empty queue takes any one job: refusing it would not help it later either.
-            if actual > limit and (self._size or ahead):
-                others = " or are promised a place" if ahead else ""
-                detail = f"{actual} {name} would be waiting{others}; the limit is {limit}"
-                further = max(0.0, (actual - limit) / max(one, held / max(1, self._size)) - 1)
-                wait = self._forecast.seconds_to_next_place(self._running, now) + further * each
-                yield QueueFull(detail, limit=limit, actual=actual, retry_after=wait)
-        if not (self._size or self._running or ahead):
+        each = self._seconds_each(job.model)
+        # Who needs nearly all places would else find them free never: the device is kept busy meanwhile.
+        few = self._enough if self._promises.is_due(job.caller, now) else 0
+        for lack in self._places.lacks(job, ahead, spare, few):
+            others = " or are promised a place" if ahead.passes else ""
+            detail = f"{lack.actual} {lack.of} would be waiting{others}; the limit is {lack.limit}"
+            wait = self._forecast.seconds_to_next_place(self._running, now) + max(0.0, lack.leave - 1) * each
+            yield QueueFull(detail, limit=lack.limit, actual=lack.actual, retry_after=wait)
+        if not (self._places.passes or self._running or ahead.passes):
             return
         predicted = self._seconds_until_done(job, now)
         if predicted is None:
@@ -249,7 +245,7 @@ class Scheduler(Generic[Payload]):
         allowed = job.deadline - now
         # A job that was let in is given up only if there is no hope.
         margin = 0.0 if job.lane is not None else min(self._surprise.margin, allowed / 2)
-        wait = predicted + margin + ahead * each + spare * allowed
+        wait = predicted + margin + ahead.passes * each + spare * allowed
         if wait > allowed:
             detail = f"the predicted wait is {wait:.1f} s, the deadline in {allowed:.1f} s"
             late = wait - allowed
@@ -281,10 +277,9 @@ class Scheduler(Generic[Payload]):
                     count(part.lane, 1)
         return self._forecast.work(counts, self._running, own, now)
 
-    def _seconds_each(self, job: Job[Any]) -> float:
-        """From one place that comes free to the next, for jobs like this one."""
-        lane = self._costs.typical(job.model)
-        return job.passes * self._forecast.seconds_each(lane)
+    def _seconds_each(self, model: str) -> float:
+        """From one pass of a model to the next."""
+        return self._forecast.seconds_each(self._costs.typical(model))
 
     def _call(self, now: float) -> None:
         """Note which of those who were refused would be let in now."""

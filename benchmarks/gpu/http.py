@@ -66,7 +66,7 @@ def throughput(scope: Scope) -> Iterator[Row]:
             "DEVICE": DEVICE.type,
             "MODEL_DIR": str(folder),
             "MODELS": ",".join(spec.name for spec, _ in models),
-            "MAX_QUEUE_SIZE": str(4 * max(scope.clients)),
+            "MAX_QUEUE_SIZE": str(max(128, 4 * max(scope.clients))),
         }
         environment = {f"SEGLENS_{name}": value for name, value in settings.items()}
         command = (sys.executable, "-m", "app", "serve")

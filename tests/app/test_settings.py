@@ -94,6 +94,9 @@ def test_a_contradiction_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"max_queue_size is 7, .*max_batch_size 8"):
         load_settings()
     monkeypatch.setenv("SEGLENS_MAX_BATCH_SIZE", "7")
+    with pytest.raises(SettingsError, match=r"max_queue_size is 7, .*max_passes 128"):
+        load_settings()
+    monkeypatch.setenv("SEGLENS_MAX_PASSES", "7")
     assert load_settings().max_queue_size == 7
 
 

@@ -87,7 +87,7 @@ def scraped(
 ) -> Iterator[tuple[Prometheus, str]]:
     """A Prometheus that watched the service while it had more to do than it could."""
     with (
-        serving(max_queue_size="3", models="ccnet-mobilenetv2-camvid") as (url, _, _),
+        serving(max_queue_size="3", max_passes="3", models="ccnet-mobilenetv2-camvid") as (url, _, _),
         prometheus(tmp_path_factory.mktemp("prometheus"), [url.removeprefix("http://")], SHORTER) as running,
     ):
         asyncio.run(_overload(url, running))

@@ -61,7 +61,7 @@ def scaled(
 ) -> Iterator[str]:
     """Two instances, each with room for two images to wait, behind one address."""
     with ExitStack() as stack:
-        served = {"max_queue_size": "2", "default_model": MODEL, "models": f"{MODEL},{OTHER}"}
+        served = {"max_queue_size": "2", "max_passes": "1", "default_model": MODEL, "models": f"{MODEL},{OTHER}"}
         urls = [stack.enter_context(serving(**served))[0] for _ in "ab"]
         hosts = [url.removeprefix("http://") for url in urls]
         yield stack.enter_context(proxy(tmp_path_factory.mktemp("proxy"), hosts))

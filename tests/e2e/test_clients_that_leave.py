@@ -40,7 +40,7 @@ async def assert_all_is_free(served: Listening) -> None:
 async def test_clients_that_leave_while_they_wait_are_not_run(slots: int) -> None:
     device = FakeDevice(slots, best_batch_size=8)
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(listening(device, max_queue_size=CLIENTS))
+        served = await stack.enter_async_context(listening(device, max_queue_size=CLIENTS, max_passes=1))
         stack.callback(lambda: device.gate.set())
         device.shut()
         clients = await connected(stack, served)
@@ -68,7 +68,7 @@ async def test_clients_that_leave_at_any_moment_harm_no_one() -> None:
     device, chance = FakeDevice(2, best_batch_size=4), random.Random(1)
     device.seconds_each = 0.002 / 96
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(listening(device, max_queue_size=CLIENTS))
+        served = await stack.enter_async_context(listening(device, max_queue_size=CLIENTS, max_passes=1))
         clients = await connected(stack, served)
 
         async def leaves(client: Connection, value: int) -> None:

@@ -86,7 +86,11 @@ async def probed_until_closed(port: int) -> list[tuple[float, int]]:
 
 
 async def test_no_accepted_request_is_lost_when_it_is_asked_to_end(serving: Serving) -> None:
-    with serving(drain_timeout=str(DRAIN), max_queue_size=str(CLIENTS), models=SPEC.name) as (url, log, process):
+    with serving(drain_timeout=str(DRAIN), max_queue_size=str(CLIENTS), max_passes="1", models=SPEC.name) as (
+        url,
+        log,
+        process,
+    ):
         load = Load(httpx.URL(url).port or 0)
         bodies = [street(seed) for seed in range(CLIENTS)]
         expected = [(await posted(load.port, body)).mask for body in bodies]

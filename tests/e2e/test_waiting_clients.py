@@ -91,7 +91,7 @@ async def test_a_deadline_passes_while_the_image_is_decoded(monkeypatch: pytest.
 
 
 async def test_a_full_queue_refuses_before_the_body_is_sent() -> None:
-    async with busy(FakeDevice(), 3, max_queue_size=3) as served, Connection(served.port) as client:
+    async with busy(FakeDevice(), 3, max_queue_size=3, max_passes=1) as served, Connection(served.port) as client:
         client.ask(1_000_000)
         assert_refused(await client.reply(), "queue-full")
         assert served.images("rejected") == 1
@@ -105,20 +105,20 @@ async def test_a_client_that_sends_its_body_all_the_same_reads_the_refusal(
     if protocol == "httptools":
         pytest.importorskip("httptools")
     monkeypatch.setattr("app.server.uvicorn.Config", partial(uvicorn.Config, http=protocol))
-    async with busy(FakeDevice(), 3, max_queue_size=3) as served, Connection(served.port) as client:
+    async with busy(FakeDevice(), 3, max_queue_size=3, max_passes=1) as served, Connection(served.port) as client:
         client.post(bytes(8_000_000), headers)
         assert_refused(await client.reply(), "queue-full")
 
 
 async def test_a_client_that_waits_to_be_told_to_go_on_is_refused_without_sending() -> None:
-    async with busy(FakeDevice(), 3, max_queue_size=3) as served, Connection(served.port) as client:
+    async with busy(FakeDevice(), 3, max_queue_size=3, max_passes=1) as served, Connection(served.port) as client:
         client.ask(1_000_000, {"Expect": "100-continue"})
         assert_refused(await client.reply(), "queue-full")
 
 
 async def test_a_refused_connection_can_be_used_again() -> None:
     device = FakeDevice()
-    async with busy(device, 3, max_queue_size=3) as served, Connection(served.port) as client:
+    async with busy(device, 3, max_queue_size=3, max_passes=1) as served, Connection(served.port) as client:
         client.post(picture(2))
         assert_refused(await client.reply(), "queue-full")
         device.gate.set()
@@ -153,7 +153,7 @@ async def test_an_image_that_turns_out_to_take_too_long_is_refused() -> None:
 
 async def test_who_comes_back_when_it_was_told_finds_its_place() -> None:
     device = FakeDevice()
-    async with busy(device, 3, max_queue_size=3) as served, Connection(served.port) as client:
+    async with busy(device, 3, max_queue_size=3, max_passes=1) as served, Connection(served.port) as client:
         name = {"X-Request-ID": "comes-back"}
         asked = time.monotonic()
         client.post(picture(2), name)
@@ -175,7 +175,7 @@ async def test_who_comes_back_when_it_was_told_finds_its_place() -> None:
 
 async def test_a_place_is_not_kept_for_ever_for_who_does_not_come_back() -> None:
     device = FakeDevice()
-    async with busy(device, 3, max_queue_size=3) as served:
+    async with busy(device, 3, max_queue_size=3, max_passes=1) as served:
         told = (await posted(served.port, picture(2), {"X-Request-ID": "does-not-come"})).problem["retry_after"]
         await device.goes_on_to_the_next()
         await until(lambda: served.services.engine.queue_size == 2)

@@ -72,8 +72,9 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
     announced = announced_bytes(request, settings.max_body_bytes)
     refused = _check_room(services, orders, announced // len(orders))
     try:
-        with timings.stage("read"):
-            body = await _read(request, settings.max_body_bytes, orders[0].deadline)
+        asked = [order.model for order in orders if order.model not in refused]
+        with services.reception.receiving(request, announced, asked) as coming, timings.stage("read"):
+            body = await _read(coming, settings.max_body_bytes, orders[0].deadline)
         fitting = partial(fitting_type, media_type, request.headers.get("accept"))
         picture = Picture(services, body, query, timings, fitting)
         if len(orders) == 1:

@@ -14,8 +14,8 @@ from benchmarks.replay import Callers, Device, Outcome, Simulation, Visitor, per
 EACH = 0.1  # seconds from one place to the next
 
 
-def told(promises: Promises, caller: str, now: float, wait: float) -> float:
-    return promises.make(Promise(caller, "a", 1, 1.0, made=now), wait, EACH)
+def told(promises: Promises, caller: str, now: float, wait: float, passes: int = 1, nbytes: int = 1) -> float:
+    return promises.make(Promise(caller, "a", nbytes, 1.0, made=now, passes=passes), wait, EACH)
 
 
 def test_a_caller_is_told_a_little_more_than_it_should_take() -> None:
@@ -58,12 +58,42 @@ def test_those_who_came_in_vain_do_not_all_come_again_at_once() -> None:
 
 def test_those_who_came_later_stand_behind() -> None:
     promises = Promises()
-    assert promises.ahead("new", 0.0) == 0.0
+    assert promises.ahead("new", 0.0).passes == 0.0
     for number in range(5):
         told(promises, str(number), 0.0, 4.0 + number)
-    assert [promises.ahead(caller, 0.0) for caller in ("0", "3", "4", "new")] == [0.0, 3.0, 4.0, 5.0]
+    assert [promises.ahead(caller, 0.0).passes for caller in ("0", "3", "4", "new")] == [0.0, 3.0, 4.0, 5.0]
     promises.keep("1", 3.0)
-    assert [promises.ahead(caller, 3.0) for caller in ("0", "3", "4", "new")] == [0.0, 2.0, 3.0, 4.0]
+    assert [promises.ahead(caller, 3.0).passes for caller in ("0", "3", "4", "new")] == [0.0, 2.0, 3.0, 4.0]
+
+
+def test_those_ahead_count_for_what_they_need_themselves() -> None:
+    promises = Promises()
+    for number, (passes, nbytes) in enumerate([(100, 5), (1, 700), (30, 0)]):
+        told(promises, str(number), 0.0, 1.0 + number, passes, nbytes)
+    assert [promises.ahead(caller, 0.0) for caller in ("0", "1", "2", "new")] == [
+        (0, 0),
+        (100, 5),
+        (101, 705),
+        (131, 705),
+    ]
+    assert promises.ahead("new", 2.5) == (131 - 100, 700), "the first is late"
+    promises.keep("1", 2.5)
+    assert promises.ahead("new", 0.0) == (130, 5)
+    promises.lapse(99.0)
+    assert promises.ahead("new", 0.0) == (0, 0)
+
+
+def test_who_has_come_in_vain_is_sure_to_come_again() -> None:
+    promises = Promises()
+    a_crowd(promises, 300, lambda number: number % 2 == 0)
+    promises.lapse(100.0)
+    due = 100.0 + told(promises, "x", 100.0, 3.0, passes=100)
+    told(promises, "y", 100.0, 4.0, passes=10)
+    assert promises.ahead("new", 100.0).passes == pytest.approx(55, abs=5)
+    told(promises, "x", due, 3.0, passes=100)
+    assert promises.ahead("new", due).passes == pytest.approx(105, abs=1)
+    promises.keep("x", due)
+    assert promises.ahead("new", due).passes == pytest.approx(5, abs=1)
 
 
 def a_crowd(promises: Promises, count: int, comes: Callable[[int], bool], late: float = 0.0, wait: float = 3.0) -> None:
@@ -112,8 +142,8 @@ def test_who_is_later_than_others_were_is_not_waited_for(late: float) -> None:
     for number in range(3):
         told(promises, f"lost {number}", 100.0, 1.0)
     due = 100.0 + (1 + Promises.PAD)
-    assert promises.ahead("new", due + 0.9 * late) == pytest.approx(3.0)
-    assert promises.ahead("new", due + late + 0.2) == 0.0
+    assert promises.ahead("new", due + 0.9 * late).passes == pytest.approx(3.0)
+    assert promises.ahead("new", due + late + 0.2).passes == 0.0
     assert promises.is_due("lost 0", due + late + 0.2), "but its place is still its own"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -66,14 +67,14 @@ async def test_a_model_is_loaded_beside_those_that_serve(
     device.gate.set()
     await load
     assert states(engine) == {"tiny": "ready", "other": "ready"}
-    assert device.resident == {"tiny", "other"}
+    assert device.resident == {"tiny#1", "other#2"}
     assert sample(metrics, "model_info", model="other", dataset="none", classes="11", device="cpu") == 1
     assert sample(metrics, "images_total", model="other", outcome="rejected") == 1
 
 
 async def test_it_is_warm_before_it_takes_traffic(engine: Engine, device: FakeDevice, other: ModelSpec) -> None:
     await engine.load(other)
-    assert device.warmed == ["tiny", "other"]
+    assert device.warmed == ["tiny#1", "other#2"]
 
 
 async def test_passes_go_on_while_a_model_loads(engine: Engine, device: FakeDevice, other: ModelSpec) -> None:
@@ -109,7 +110,7 @@ async def test_what_cannot_run_is_taken_off_again(
     with pytest.raises(LoadFailed, match="48x32"):
         await engine.load(other)
     assert states(engine) == {"tiny": "ready", "other": "failed"}
-    assert device.resident == {"tiny"}
+    assert device.resident == {"tiny#1"}
     with pytest.raises(ModelNotLoaded, match=r"failed: an input of 48x32"), engine.admitted("other", "a", 1, LONG):
         pass
 
@@ -124,12 +125,12 @@ async def test_who_came_before_is_answered_by_what_served_then(
     load = asyncio.create_task(engine.load(replace(spec, title="newer")))
     await until(lambda: engine.models.model("tiny").spec.title == "newer")
     after = await asked(engine, [4])
-    assert device.resident == {"tiny", "tiny#2"}, "the old one still runs"
+    assert device.resident == {"tiny#1", "tiny#2"}, "the old one still runs"
     assert not load.done()
     first_gate.set()
     assert await replies([*before, *after]) == [1, 2, 3, 4]
     await asyncio.wait_for(load, 60)
-    assert device.ran == {(1, "tiny"), (2, "tiny"), (3, "tiny"), (4, "tiny#2")}, "no batch mixes the two"
+    assert device.ran == {(1, "tiny#1"), (2, "tiny#1"), (3, "tiny#1"), (4, "tiny#2")}, "no batch mixes the two"
     assert device.resident == {"tiny#2"}
 
 
@@ -178,6 +179,7 @@ async def test_at_the_start_only_the_first_model_must_load(
     def load(spec: ModelSpec, key: str) -> None:
         if spec.name == "other":
             raise CheckpointError("other.pth: not a torch checkpoint")
+        device.resident.add(key)
 
     monkeypatch.setattr(device, "load", load)
     for specs, state in (([spec, other], "ready"), ([other, spec], "failed")):
@@ -200,7 +202,7 @@ async def test_unload_answers_everyone_and_frees(engine: Engine, device: FakeDev
     unload = asyncio.create_task(engine.unload("tiny"))
     assert await replies(waiting[2:5]) == ["ModelNotLoaded"] * 3
     assert states(engine) == {"tiny": "available"}
-    assert device.resident == {"tiny"}, "a batch runs on it still, and one is staged"
+    assert device.resident == {"tiny#1"}, "a batch runs on it still, and one is staged"
     with pytest.raises(ModelNotLoaded, match="available"):
         engine.check_room("tiny", "a", 1, LONG)
     decoded.set()
@@ -210,7 +212,7 @@ async def test_unload_answers_everyone_and_frees(engine: Engine, device: FakeDev
     assert device.resident == set()
     assert engine.queue_size == 0
     assert sample(metrics, "model_info", model="tiny", dataset="none", classes="11", device="cpu") is None
-    assert images_total(metrics, "rejected") == 4
+    assert images_total(metrics, "rejected") == 5, "who asked at the door is among them"
 
 
 async def test_unload_leaves_other_models_alone(engine: Engine, device: FakeDevice, other: ModelSpec) -> None:
@@ -231,7 +233,31 @@ async def test_an_unload_waits_for_the_load_before_it(engine: Engine, device: Fa
     device.gate.set()
     await asyncio.gather(load, unload)
     assert states(engine)["other"] == "available"
-    assert device.resident == {"tiny"}
+    assert device.resident == {"tiny#1"}
+
+
+@pytest.mark.parametrize("reloads", [0, 1])
+@pytest.mark.parametrize("serves", [False, True], ids=["as the new one is warmed", "once the new one serves"])
+async def test_who_lets_go_of_what_was_unloaded_leaves_what_was_loaded_since(
+    engine: Engine, device: FakeDevice, spec: ModelSpec, reloads: int, serves: bool
+) -> None:
+    old, changes = engine.models.serving("tiny"), []
+    with engine.admitted("tiny", "slow", 1, time.monotonic() + LONG):
+        for _ in range(reloads):
+            changes.append(asyncio.create_task(engine.load(replace(spec, title="newer"))))
+            await until(lambda: engine.models.model("tiny").spec.title == "newer")
+        changes.append(asyncio.create_task(engine.unload("tiny")))
+        await until(lambda: states(engine) == {"tiny": "available"})
+        changes.append(await loads(engine, device, spec))
+        await device.goes_on_to_the_next()
+        if serves:
+            device.gate.set()
+            await until(lambda: states(engine) == {"tiny": "ready"})
+    await until(lambda: old.key not in device.resident)
+    device.gate.set()
+    await asyncio.wait_for(asyncio.gather(*changes), LONG)
+    assert device.resident == {engine.models.serving("tiny").key}
+    assert await replies([await ask(engine, 1)]) == [1]
 
 
 async def test_an_unknown_model_is_named(engine: Engine) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
-from app.engine.jobs import Job, Lane
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from app.engine.jobs import Batch, Job, Lane
 from app.engine.scheduler import Policy, Scheduler
-from app.errors import DeadlineUnreachable, QueueFull
+from app.errors import DeadlineUnreachable, Overloaded, QueueFull
 
 SMALL, LARGE = Lane("a", (10, 10)), Lane("a", (10, 20))
 POLICY = Policy(max_batch_size=4, max_batch_pixels=500, max_queue_size=8, max_queue_bytes=1000)
@@ -107,3 +115,79 @@ def test_the_predicted_wait_is_that_of_all_its_passes() -> None:
     with pytest.raises(DeadlineUnreachable) as late:
         scheduler.check(a_job(8, deadline=19.0), 0.0)
     assert late.value.actual == pytest.approx(20, abs=0.1)
+
+
+# --- a job of many passes, among many of one
+
+SECONDS = 0.05  # of a pass
+
+
+@dataclass
+class Stream:
+    """Jobs of one pass that come faster than they are done, and one of many, which comes back when told.
+
+    Attributes:
+        returning: how many in a hundred of the others come back too
+        load: jobs that come while one is done
+    """
+
+    slots: int
+    returning: int
+    load: float
+    scheduler: Scheduler[None] = field(init=False)
+    events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    number: Iterator[int] = field(default_factory=count)
+    now: float = 0.0
+    refused: int = 0
+    taken: bool = False
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(Policy(8 // self.slots, 10_000, 128, 1 << 20, self.slots))
+
+    def run(self, passes: int, until: float) -> None:
+        self.at(0.0, self.one_comes)
+        self.at(5.0, partial(self.comes, a_job(passes), [SMALL] * passes))
+        while self.events and self.now < until and not self.taken:
+            self.now, _, event = heapq.heappop(self.events)
+            event()
+            while self.scheduler.next_batch(self.now) is not None:
+                pass
+            for batch in self.scheduler.running[: self.slots]:
+                if batch.started is None:
+                    batch.started = self.now
+                    self.at(self.now + SECONDS * len(batch.jobs), partial(self.ends, batch))
+
+    def at(self, moment: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (moment, next(self.number), event))
+
+    def one_comes(self) -> None:
+        job = Job("a", str(next(self.number)), 10, 0.0, None)
+        self.comes(job, [SMALL])
+        self.at(self.now + SECONDS / self.slots / self.load, self.one_comes)
+
+    def comes(self, job: Job[None], lanes: list[Lane]) -> None:
+        job.deadline = self.now + 30.0
+        try:
+            self.scheduler.admit(job, self.now)
+        except Overloaded as exc:
+            self.refused += len(lanes) > 1
+            if len(lanes) > 1 or next(self.number) % 100 < self.returning:
+                self.at(self.now + (exc.retry_after or 0.0) + 0.001, partial(self.comes, job, lanes))
+            return
+        self.taken |= len(lanes) > 1
+        self.scheduler.submit(job, lanes[0], job.nbytes, self.now, lanes[1:])
+
+    def ends(self, batch: Batch[None]) -> None:
+        self.scheduler.completed(batch, len(batch.jobs), SECONDS * len(batch.jobs), self.now)
+
+
+@settings(max_examples=15, phases=[Phase.generate])
+@given(st.integers(2, 128), st.sampled_from([1, 2]), st.sampled_from([0, 30, 100]), st.sampled_from([0.9, 1.5, 3.0]))
+def test_a_job_of_many_passes_gets_its_turn_among_many_of_one(
+    passes: int, slots: int, returning: int, load: float
+) -> None:
+    stream = Stream(slots, returning, load)
+    stream.run(passes, until=90.0)
+    assert stream.taken
+    assert stream.refused <= 3
+    assert len(stream.scheduler) <= 128 + 64

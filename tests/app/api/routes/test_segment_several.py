@@ -206,7 +206,7 @@ async def test_a_model_that_was_unloaded(serve: Serve, assert_problem: Callable[
 
 
 async def test_a_queue_with_room_for_two(serve: Serve) -> None:
-    async with serve(worker=FakeDevice(), max_queue_size=2) as (_, client, services):
+    async with serve(worker=FakeDevice(), max_queue_size=2, max_passes=2) as (_, client, services):
         reply = await client.post("/segment", content=STREET, params=ALL)
         body = reply.json()
         assert [result["model"] for result in body["results"]] == NAMES[:2]
@@ -220,7 +220,7 @@ async def test_a_queue_with_room_for_two(serve: Serve) -> None:
 
 async def test_a_full_queue(serve: Serve, assert_problem: Callable[..., None]) -> None:
     device = FakeDevice(best_batch_size=1)
-    async with serve(worker=device, max_queue_size=1) as (_, client, services):
+    async with serve(worker=device, max_queue_size=1, max_passes=1) as (_, client, services):
 
         def post() -> asyncio.Task[httpx.Response]:
             return asyncio.create_task(client.post("/segment", content=STREET, params={"format": "png"}))

@@ -136,7 +136,7 @@ async def test_a_full_queue(
         yield b""
 
     device = FakeDevice()
-    async with serve(worker=device, max_batch_size=2, max_queue_size=2) as (_, client, services):
+    async with serve(worker=device, max_batch_size=2, max_queue_size=2, max_passes=2) as (_, client, services):
 
         def post(count: int) -> list[asyncio.Task[httpx.Response]]:
             return [asyncio.create_task(client.post("/segment", content=street, params=PNG)) for _ in range(count)]
@@ -172,6 +172,16 @@ async def test_not_ready(
         reply = await client.post("/segment", content=street)
         assert_problem(reply, 503, "not-ready", retry_after=1)
         assert ("draining" if stopped else "loading") in reply.json()["detail"]
+        assert images_total(services, "rejected") == 1
+
+
+async def test_a_model_that_is_not_loaded_is_counted_as_refusing(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], street: bytes, assert_problem: Callable[..., None]
+) -> None:
+    async with serve(worker=FakeDevice()) as (_, client, services):
+        await services.engine.unload(services.settings.default_model)
+        assert_problem(await client.post("/segment", content=street), 503, "model-not-loaded")
+        assert images_total(services, "rejected") == 1
 
 
 @pytest.mark.parametrize("body", [[], [{"body": b"half of", "more_body": True}]], ids=["at once", "midway"])
