@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +82,8 @@ def decode(data: bytes, max_pixels: int) -> Array:
         image.load()
     except BROKEN as exc:
         raise MalformedBody(f"the {image.format} image is broken or truncated: {exc}") from exc
-    excess = _excess_bits(image)  # its tags are lost when it is turned
-    return np.array(_to_rgb(_upright(image), excess))
+    grays = _grays(image)  # its tags are lost when it is turned
+    return np.array(_to_rgb(_upright(image), grays))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -96,28 +96,40 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _excess_bits(image: Image.Image) -> int:
-    """By how many bits its values are wider than a byte, their sign aside.
+class _Grays(NamedTuple):
+    """What the values of a picture wider than a byte mean.
 
+    Attributes:
+        excess: bits beyond a byte, the sign aside
+        inverted: 0 is white; of bytes Pillow has seen to that itself
+    """
+
+    excess: int
+    inverted: bool = False
+
+
+def _grays(image: Image.Image) -> _Grays:
+    """
     Raises:
         UnsupportedImage: its values say nothing of what is black and what is white
     """
     if image.mode == "F":
         raise UnsupportedImage("the image holds floating-point values, whose range is anyone's guess")
     if not image.mode.startswith("I"):
-        return 0
+        return _Grays(0)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits, is_signed = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT) == (2,)
     if bits > 16:
         raise UnsupportedImage(f"the image holds {bits}-bit values, whose range is anyone's guess")
-    return int(bits) - 8 - is_signed
+    return _Grays(int(bits) - 8 - is_signed, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0)
 
 
-def _to_rgb(image: Image.Image, excess: int) -> Image.Image:
+def _to_rgb(image: Image.Image, grays: _Grays) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow would clip the values at 255, and show all but the darkest pixels white.
         values = np.array(image).astype(np.int64)
-        image = Image.fromarray((values >> excess).clip(0, 255).astype(np.uint8))
+        levels = (values >> grays.excess).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(255 - levels if grays.inverted else levels)
     return image.convert("RGB")
 
 

@@ -40,7 +40,7 @@ SWEEP_INTERVAL = 5.0  # seconds
 CODECS = 8  # threads: more than one event loop keeps busy, and each keeps up to 64 MiB of what it has freed
 MAX_DERIVED_BYTES = 128 << 20  # the matrices of both steps of criss-cross attention at 128x256 cells
 MAX_SLOW_MAPS = 8  # that take seconds each, one after another
-DESCRIPTION = "Semantic segmentation with CCNet and ANN: masks, attention maps and per-module latency."
+DESCRIPTION = "Semantic segmentation with CCNet, ANN and Non-local: masks, attention maps and per-module latency."
 
 
 def create_app(settings: Settings, worker: Device | None = None, specs: Sequence[ModelSpec] | None = None) -> FastAPI:

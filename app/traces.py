@@ -162,7 +162,7 @@ def open_spans(environment: Mapping[str, str]) -> Spans | None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError as exc:
-        log.warning("OTEL_* variables ask for spans, but %s is not installed: pip install 'seglens[otel]'", exc.name)
+        log.warning("OTEL_* variables ask for spans, but %s is not installed: the extra `otel` has it", exc.name)
         return None
     try:
         return Spans(BatchSpanProcessor(OTLPSpanExporter()))

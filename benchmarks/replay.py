@@ -11,35 +11,22 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
-import json
 import math
 import random
 import statistics
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from app.engine.jobs import Batch, Job, Lane
 from app.engine.scheduler import Policy, Scheduler
 from app.errors import Overloaded
+from benchmarks.traffic import Request, poisson, read, write
 
 CHANNELS = 3  # bytes of a decoded pixel
 NETWORK = 0.001  # seconds that a caller needs at least to come back
-
-
-@dataclass(frozen=True)
-class Request:
-    """A line of a trace."""
-
-    at: float
-    model: str
-    height: int
-    width: int
-    deadline: float
-    nbytes: int
-    decode: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -249,36 +236,6 @@ class Simulation:
 def percentile(values: Iterable[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
-
-
-def poisson(
-    rate: float, seconds: float, sizes: Sequence[tuple[int, int]] = ((512, 512),), deadline: float = 1.0, seed: int = 0
-) -> list[Request]:
-    """Requests that come independently of each other, of these sizes in turn."""
-    rng, now, requests = random.Random(seed), 0.0, list[Request]()
-    for height, width in itertools.cycle(sizes):
-        now += rng.expovariate(rate)
-        if now >= seconds:
-            break
-        requests.append(Request(now, "model", height, width, deadline, height * width // 8))
-    return requests
-
-
-def read(path: Path) -> list[Request]:
-    """The lines of a trace, of which the server's log at level debug has one for each image.
-
-    One that was refused at the door was never decoded: it gets the size that most others have.
-    """
-    lines = [json.loads(line[line.index("{") :]) for line in path.read_text().splitlines() if '{"at": ' in line]
-    known = Counter((line["height"], line["width"]) for line in lines if line["height"] is not None)
-    for line in lines:
-        if line["height"] is None and known:
-            line["height"], line["width"] = known.most_common(1)[0][0]
-    return [Request(**line) for line in lines if line["height"] is not None]
-
-
-def write(path: Path, requests: Iterable[Request]) -> None:
-    path.write_text("".join(json.dumps(asdict(request)) + "\n" for request in requests))
 
 
 def table(columns: Sequence[tuple[dict[str, str], dict[str, float]]]) -> str:

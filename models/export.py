@@ -55,7 +55,7 @@ def export_onnx(spec: ModelSpec, path: Path) -> None:
         for package in ("onnx", "onnxscript"):
             import_module(package)
     except ImportError as exc:
-        raise ModelError(f"{exc}: install seglens[onnx]") from exc
+        raise ModelError(f"{exc}: the extra `onnx` has it") from exc
     exported = Exported(load_model(spec), spec).eval()
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter's own, about itself.

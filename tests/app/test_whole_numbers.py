@@ -16,7 +16,12 @@ UNSIGNED, SIGNED = 1, 2
 
 
 def tiff(
-    values: list[int], bits: int, sample_format: int | None = UNSIGNED, order: str = "<", orientation: int = 1
+    values: list[int],
+    bits: int,
+    sample_format: int | None = UNSIGNED,
+    order: str = "<",
+    orientation: int = 1,
+    black_is_zero: int = 1,
 ) -> bytes:
     """One row of gray values in one strip behind its directory; `bits` a sample, packed."""
     high_first = order == ">" or bits == 12  # odd widths are packed so in either order
@@ -25,7 +30,7 @@ def tiff(
     if not high_first:
         each = bits // 8
         strip = b"".join(strip[at : at + each][::-1] for at in range(0, len(strip), each))
-    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: 1, 273: 0, 274: orientation, 277: 1, 278: 1}
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: black_is_zero, 273: 0, 274: orientation, 277: 1, 278: 1}
     tags |= {279: len(strip)} if sample_format is None else {279: len(strip), 339: sample_format}
     tags[273] = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -71,3 +76,8 @@ def test_what_pillow_writes_of_them_is_refused_too() -> None:
 
 def test_one_that_is_turned_is_read_alike() -> None:
     assert row(tiff([0, 2048, 4095, 16], 12, orientation=3)) == [1, 255, 128, 0]
+
+
+@pytest.mark.parametrize(("bits", "white"), [(8, 255), (16, 0xFFFF)])
+def test_zero_may_be_white(bits: int, white: int) -> None:
+    assert row(tiff([0, white], bits, black_is_zero=0)) == [255, 0]

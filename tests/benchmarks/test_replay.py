@@ -7,18 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.engine.scheduler import Policy
-from benchmarks.replay import (
-    Callers,
-    Device,
-    Request,
-    Simulation,
-    main,
-    percentile,
-    poisson,
-    read,
-    table,
-    write,
-)
+from benchmarks.replay import Callers, Device, Simulation, main, percentile, table
+from benchmarks.traffic import Request, read
 
 POLICY = Policy(max_batch_size=2, max_batch_pixels=1 << 30, max_queue_size=4, max_queue_bytes=1 << 30)
 DEVICE = Device(fixed=1.0, each=0.5)
@@ -26,14 +16,6 @@ DEVICE = Device(fixed=1.0, each=0.5)
 
 def requests(*moments: float, width: int = 10, deadline: float = 100.0, decode: float = 0.0) -> list[Request]:
     return [Request(moment, "a", 10, width, deadline, 100, decode) for moment in moments]
-
-
-def test_a_log_is_read_as_it_is(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    line = '{"at": %s, "model": "a", "height": %s, "width": %s, "deadline": 3, "nbytes": 4, "decode": 0.5}'
-    lines = ["starts", "now DEBUG trace " + line % (1, 10, 20), "now DEBUG trace " + line % (2, "null", "null")]
-    log.write_text("\n".join(lines))
-    assert read(log) == [Request(1, "a", 10, 20, 3, 4, 0.5), Request(2, "a", 10, 20, 3, 4, 0.5)]
 
 
 def test_images_are_batched_while_the_device_is_busy() -> None:
@@ -103,26 +85,6 @@ def test_a_stall_holds_one_batch_up() -> None:
 def test_noise_is_the_same_each_time() -> None:
     runs = [Simulation(POLICY, Device(1.0, 0.5, noise=0.3)).run(requests(0.0, 0.1, 0.2)).busy for _ in range(2)]
     assert runs[0] == runs[1] != pytest.approx(5.0)
-
-
-def test_random_traffic_comes_at_its_rate_and_in_its_sizes() -> None:
-    traffic = poisson(100, 50, [(10, 20), (30, 40)])
-    assert len(traffic) == pytest.approx(5000, rel=0.05)
-    assert all(0 < request.at < 50 for request in traffic)
-    assert [(request.height, request.width) for request in traffic[:3]] == [(10, 20), (30, 40), (10, 20)]
-    assert traffic == poisson(100, 50, [(10, 20), (30, 40)])
-
-
-def test_a_trace_can_be_kept_and_read_again(tmp_path: Path) -> None:
-    traffic = requests(0.0, 1.5, decode=0.1)
-    write(tmp_path / "trace.jsonl", traffic)
-    assert read(tmp_path / "trace.jsonl") == traffic
-
-
-def test_what_decodes_at_once_need_not_say_so(tmp_path: Path) -> None:
-    path = tmp_path / "trace.jsonl"
-    path.write_text('{"at": 1, "model": "a", "height": 10, "width": 20, "deadline": 3, "nbytes": 4}\n')
-    assert read(path) == [Request(1, "a", 10, 20, 3, 4)]
 
 
 def test_percentiles() -> None:

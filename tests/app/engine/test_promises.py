@@ -9,7 +9,8 @@ import pytest
 
 from app.engine.promises import Promise, Promises
 from app.engine.scheduler import Policy
-from benchmarks.replay import Callers, Device, Outcome, Simulation, Visitor, percentile, poisson
+from benchmarks.replay import Callers, Device, Outcome, Simulation, Visitor, percentile
+from benchmarks.traffic import poisson
 
 EACH = 0.1  # seconds from one place to the next
 

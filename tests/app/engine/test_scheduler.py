@@ -14,7 +14,8 @@ from app.engine.cost import Cost
 from app.engine.jobs import Batch, Job, Lane
 from app.engine.scheduler import Policy, Scheduler
 from app.errors import DeadlineUnreachable, Overloaded, QueueFull
-from benchmarks.replay import Callers, Device, Outcome, Request, Simulation, poisson
+from benchmarks.replay import Callers, Device, Outcome, Simulation
+from benchmarks.traffic import Request, poisson
 
 SMALL, LARGE, HUGE = Lane("a", (10, 10)), Lane("b", (10, 20)), Lane("b", (50, 50))
 LANES = SMALL, LARGE, HUGE
