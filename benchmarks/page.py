@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "page.json"
 PICTURE = RESULTS.with_suffix(".jpg")
-POINT = 0.3, 0.6  # of the picture's width and height: on the street, where the three models look at different things
+POINT = (
+    0.3125,
+    0.6167,
+)  # of the picture's width and height: on the street, where the three models look at different things
 PORT = 18769
 URL = f"http://127.0.0.1:{PORT}"
 MODELS = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid")

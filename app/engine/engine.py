@@ -39,10 +39,7 @@ WATCH_INTERVAL = 1.0  # seconds between two looks at whether the device still mo
 
 
 class Engine:
-    """Owns the scheduler, on the event loop, and the device, on threads of its own.
-
-    All deadlines are by `time.monotonic`.
-    """
+    """Owns the scheduler, on the event loop, and the device, on threads of its own. Deadlines: by `time.monotonic`."""
 
     def __init__(
         self, worker: Device, specs: Sequence[ModelSpec], policy: Policy, metrics: Metrics, stall_timeout: float
@@ -154,6 +151,8 @@ class Engine:
             yield job
         except BaseException as exc:
             self._accounts.failed(model, exc)
+            if isinstance(exc, DeadlineExceeded):
+                self._scheduler.answered(job, time.monotonic())  # it took that long at least
             raise
         else:
             self._accounts.answered(model, self._scheduler.answered(job, time.monotonic()))

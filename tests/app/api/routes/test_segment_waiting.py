@@ -91,6 +91,7 @@ async def test_a_deadline_passes_while_the_answer_is_encoded(
     assert_problem: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("app.api.segmenting.LATE", 0.1)
     gate, results = threading.Event(), len(services.results)
     monkeypatch.setattr("app.api.routes.segment.render_file", lambda *arguments: gate.wait(60))
     try:
