@@ -28,7 +28,7 @@ from app.api.parameters import describe_header, describe_query, read_header, rea
 from app.api.record import Record
 from app.api.rendering import CONTENT, JSON, choose_format, fitting_type, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
-from app.api.segmenting import Order, segment_picture
+from app.api.segmenting import LATE, Order, segment_picture
 from app.engine.prepare import expected_passes
 from app.errors import InvalidParameter, ServiceError
 from app.results import new_id
@@ -93,7 +93,7 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
         ModelFailure(model=model, problem=to_problem(error, request.state.request_id))
         for model, error in failures.items()
     ]
-    async with until(orders[0].deadline, "the answer was ready"):
+    async with until(orders[0].deadline + LATE, "the answer was ready"):
         content = await services.in_codec_thread(_compare, records, replies, told, timings)
     return Response(content, media_type=JSON, headers=_headers(records, timings))
 

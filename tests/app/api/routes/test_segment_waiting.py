@@ -127,6 +127,7 @@ async def test_lists_without_end_are_refused_at_once(
     reply = await client.post("/segment", content=street, params={name: ",".join(map(str, range(10, 6000)))})
     assert_problem(reply, 422, "invalid-parameter")
     assert name in reply.json()["detail"]
+    assert "2000 characters" in reply.json()["detail"]
 
 
 async def test_a_full_queue(
