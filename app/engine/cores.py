@@ -24,9 +24,8 @@ class Cores:
     threads and helpers together are more than there are cores. Under load two passes may end in the same moment, and
     the next is not alone for long: so passes count as side by side for a while after two were.
 
-    Passes side by side have threads of their own too, as many as there may be passes. A thread takes its memory from a
-    heap of its own: what the pass before left there is still in the cache. While a model warms up there are more
-    passes than that; what would have to wait for a thread then runs on its caller's.
+    Passes side by side run where they are called, on as many threads as there may be passes: a thread takes its memory
+    from a heap of its own, and what the pass before left there is still in the cache.
     """
 
     def __init__(self, threads: int, slots: int, enter: Callable[[], None]) -> None:
@@ -34,19 +33,17 @@ class Cores:
         Args:
             threads: of a pass that is alone; 0 leaves the choice to torch
             slots: passes that may run at once
-            enter: called on each thread that computes, before its first pass
+            enter: called on the thread for passes that are alone, before the first
         """
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
-        self._slots = slots
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
-        self._beside = ThreadPoolExecutor(slots, "beside", initializer=enter)
         self._running = 0
         self._several = -LULL  # when there were last several, by the monotonic clock
         self._lock = threading.Lock()
 
     def run(self, function: Callable[[], Value], *, beside: bool = False) -> Value:
-        """Call a function on a thread for those that are alone, or for those that aren't; what it raises is raised.
+        """Call a function, on the thread for those that are alone if it is; what it raises is raised.
 
         Args:
             beside: as if others ran beside it
@@ -54,13 +51,10 @@ class Cores:
         with self._lock:
             self._running += 1
             alone = not beside and self._running == 1 and time.monotonic() - self._several >= LULL
-            crowded = self._running > self._slots
         try:
             if alone:
                 return self._alone.submit(_on, self.all, function).result()
-            if crowded:
-                return _on(self.share, function)
-            return self._beside.submit(_on, self.share, function).result()
+            return _on(self.share, function)
         finally:
             with self._lock:
                 self._running -= 1

@@ -56,7 +56,7 @@ class Engine:
         self._stall_timeout = stall_timeout
         self._scheduler: Scheduler[Waiting] = Scheduler(policy)
         self._threads = DeviceThreads(worker, policy.slots)
-        self.models = Residents(worker, self._threads, policy.slots, metrics)
+        self.models = Residents(worker, self._threads, metrics)
         self.models.plan(specs)
         self._changes = Changes(self._fail)
         self._task: asyncio.Task[None] | None = None

@@ -52,10 +52,9 @@ class Model:
 class Residents:
     """Only the event loop touches it; the device's threads do the work."""
 
-    def __init__(self, worker: Device, threads: DeviceThreads, slots: int, metrics: Metrics) -> None:
+    def __init__(self, worker: Device, threads: DeviceThreads, metrics: Metrics) -> None:
         self._worker = worker
         self._threads = threads
-        self._slots = slots
         self._metrics = metrics
         self._models: dict[str, Model] = {}
         self._numbers = count(1)
@@ -159,12 +158,11 @@ class Residents:
 
     async def _bring(self, loaded: Loaded) -> None:
         await self._call(self._worker.load, loaded.spec, loaded.key)
-        # All at once, so that each thread for passes side by side has one.
-        passes = [self._call(self._worker.warm_up, loaded.key) for _ in range(self._slots)]
-        errors = [end for end in await asyncio.gather(*passes, return_exceptions=True) if end is not None]
-        if errors:
+        try:
+            await self._call(self._worker.warm_up, loaded.key)
+        except ServiceError:
             await self._call(self._worker.unload, loaded.key)
-            raise errors[0]
+            raise
         # It is here to stay, and need not hold up each collection of garbage.
         await self._call(settle)
 

@@ -80,6 +80,7 @@ class Staging(threading.local):
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pinned = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None  # that what is pinned has left for the device
 
     def __call__(self, images: Sequence[Image]) -> Staged:
         """
@@ -92,13 +93,17 @@ class Staging(threading.local):
                 return Staged(tuple(images), torch.stack(pixels))
             host = torch.stack(pixels, out=self._buffer(len(pixels), pixels[0]))
             with torch.cuda.stream(self._stream):
-                return Staged(tuple(images), host.to(self._device, non_blocking=True), self._stream.record_event())
+                arriving = host.to(self._device, non_blocking=True)
+            self._copied = self._stream.record_event()
+            return Staged(tuple(images), arriving, self._copied)
         except (MemoryError, RuntimeError):
             return Staged(tuple(images))  # the pass will run into whatever it is, and knows what to do
 
     def _buffer(self, count: int, like: Tensor) -> Tensor:
-        """Pinned memory that is used again: this thread's last batch has left the device."""
+        """Pinned memory that is used again, once this thread's last batch has left it."""
         size = count * like.numel()
+        if self._copied is not None:
+            self._copied.synchronize()
         if self._pinned.numel() < size:
             self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return self._pinned[:size].view(count, *like.shape)

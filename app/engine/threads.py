@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from typing import ParamSpec, TypeVar
 
 from app.engine.device import Device, Outcome, Ran
 from app.engine.jobs import Batch, Job
-from app.engine.turns import Turns
+from app.engine.staging import Staged
 from app.engine.waiting import Waiting
 from app.errors import InferenceFailed
 
@@ -52,36 +51,45 @@ def has_stalled(running: Sequence[Batch[Waiting]], now: float, timeout: float) -
 
 
 class DeviceThreads:
-    """One thread for each batch that may run, one that stages the next and waits for its turn, one to load models."""
+    """One thread for each batch that may run, one that stages the next ones meanwhile, and two for all else.
+
+    A batch that is ready waits in the runners' queue: the thread that has ended a pass begins the next without waking
+    another. In between several threads would have to, one after the other, each with its turn at Python's lock.
+    """
 
     def __init__(self, device: Device, slots: int) -> None:
         self._device = device
-        self._pool = ThreadPoolExecutor(slots + 2, "device", initializer=device.enter)
-        self._turns = Turns(slots)
-        self._numbers = count()
+        self._stager = ThreadPoolExecutor(1, "stage", initializer=device.enter)
+        self._runners = ThreadPoolExecutor(slots, "run", initializer=device.enter)
+        self._others = ThreadPoolExecutor(2, "load", initializer=device.enter)  # no unload waits for a load
 
     def call(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Value]:
         """Anything else that is to be done on such a thread."""
-        return self._pool.submit(function, *args, **kwargs)
+        return self._others.submit(function, *args, **kwargs)
 
     def run(self, batch: Batch[Waiting]) -> Future[Finished]:
         """Run a batch after those that came before it.
 
         Raises:
-            RuntimeError: a thread could not enter, since when the pool takes nothing more
+            RuntimeError: a thread could not enter, since when its pool takes nothing more
         """
-        return self._pool.submit(self._run, batch, next(self._numbers))
+        staged = self._stager.submit(self._stage, batch)
+        return self._runners.submit(self._run, batch, staged)
 
     def shutdown(self) -> None:
         """Take nothing more; what runs ends by itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stager.shutdown(wait=False)  # a runner may wait for what it is about
+        for pool in (self._runners, self._others):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, batch: Batch[Waiting], number: int) -> Finished:
-        staged = self._device.stage([job.payload.images[job.part] for job in batch.jobs])
-        with self._turns.turn(number):
-            batch.started = started = time.monotonic()
-            present = [index for index, job in enumerate(batch.jobs) if not job.payload.future.done()]
-            ran = self._device.run(batch.lane.loaded, staged.take(present)) if present else Ran([])
-            return Finished([batch.jobs[index] for index in present], ran, time.monotonic() - started)
+    def _stage(self, batch: Batch[Waiting]) -> Staged:
+        return self._device.stage([job.payload.images[job.part] for job in batch.jobs])
+
+    def _run(self, batch: Batch[Waiting], staging: Future[Staged]) -> Finished:
+        staged = staging.result()
+        batch.started = started = time.monotonic()
+        present = [index for index, job in enumerate(batch.jobs) if not job.payload.future.done()]
+        ran = self._device.run(batch.lane.loaded, staged.take(present)) if present else Ran([])
+        return Finished([batch.jobs[index] for index in present], ran, time.monotonic() - started)

@@ -168,7 +168,7 @@ async def test_a_later_thread_that_cannot_enter_fails_the_engine(build: Build, d
     engine = build(device)
     failures = await started(engine)
     device.shut()
-    # The batch that is staged ahead needs a second thread, if loading has not asked for one already.
+    # Loading has one thread, staging needs a second.
     callers = await asked(engine, [1, 2, 3, 4, 5, 6])
     await until(lambda: engine.state == "failed")
     device.gate.set()
@@ -183,7 +183,7 @@ async def test_threads_that_take_nothing_more_answer_everyone(build: Build, devi
     callers = [await ask(engine, 1), *await asked(engine, [2, 3])]
     await device.is_entered()
     # What a pool does from the moment that one of its threads could not enter.
-    engine._threads._pool.shutdown(wait=False)
+    engine._threads._runners.shutdown(wait=False)
     callers += await asked(engine, [4, 5, 6, 7])
     device.gate.set()
     assert await replies(callers) == [*["InferenceFailed"] * 5, *["NotReady"] * 2]

@@ -1,0 +1,179 @@
+"""Who runs on which thread, and in what order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from app.engine.device import Ran
+from app.engine.jobs import Batch, Job, Lane
+from app.engine.staging import Image, Staged
+from app.engine.threads import DeviceThreads, Finished
+from app.engine.waiting import Waiting
+from tests.fakes import FakeDevice
+
+LANE = Lane("tiny", (1, 1), "tiny#1")
+PATIENCE = 60.0  # seconds
+
+
+class Track(FakeDevice):
+    """Notes whose pass is on it, by which thread; each stays until it is let go."""
+
+    def __init__(self, slots: int = 1) -> None:
+        super().__init__(slots)
+        self.on: dict[int, str] = {}
+        self.may_leave: set[int] = set()
+        self.changed = threading.Condition()
+
+    def run(self, key: str, staged: Staged) -> Ran:
+        ran = super().run(key, staged)
+        value = int(staged.images[0].pixels[0, 0, 0])
+        with self.changed:
+            self.on[value] = threading.current_thread().name
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: value in self.may_leave, PATIENCE)
+            del self.on[value]
+        return ran
+
+    def let_go(self, *values: int) -> None:
+        with self.changed:
+            self.may_leave |= set(values)
+            self.changed.notify_all()
+
+    def has(self, *values: int) -> bool:
+        """Whether just these are on it, be it in a moment."""
+        with self.changed:
+            return self.changed.wait_for(lambda: sorted(self.on) == list(values), PATIENCE)
+
+
+@pytest.fixture
+def new() -> Iterator[Callable[[Track], DeviceThreads]]:
+    """`new(track)`: its threads, which end with the test."""
+    made: list[tuple[Track, DeviceThreads]] = []
+
+    def new(track: Track) -> DeviceThreads:
+        made.append((track, DeviceThreads(track, track.slots)))
+        return made[-1][1]
+
+    yield new
+    for track, threads in made:
+        track.let_go(*range(100))
+        threads.shutdown()
+
+
+def batch(value: int, *, gone: Sequence[bool] = (False,)) -> Batch[Waiting]:
+    """Of images of one value, one for each caller, some of whom are gone."""
+    image = Image(torch.full((1, 1, 3), value, dtype=torch.uint8), (1, 1), wants_traces=False)
+    jobs = []
+    for is_gone in gone:
+        future: Future[Any] = Future()
+        if is_gone:
+            future.cancel()
+        payload = cast("Waiting", SimpleNamespace(future=future, images=(image,)))
+        jobs.append(Job("tiny", "a", 1, 9.0, payload))
+    return Batch(LANE, jobs, "idle", 0.0)
+
+
+def test_batches_run_in_their_order_as_many_at_once_as_the_device_takes(
+    new: Callable[[Track], DeviceThreads],
+) -> None:
+    track = Track(slots=2)
+    threads = new(track)
+    runs = [threads.run(batch(value)) for value in range(5)]
+    assert track.has(0, 1)
+    track.let_go(1)
+    assert track.has(0, 2)
+    track.let_go(2)
+    assert track.has(0, 3)
+    track.let_go(0, 3, 4)
+    assert [run.result(PATIENCE).seconds > 0 for run in runs] == [True] * 5
+
+
+def test_the_thread_that_has_ended_a_pass_begins_the_next(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads = new(track)
+    for value in range(3):
+        threads.run(batch(value))
+    ran_by = []
+    for value in range(3):
+        assert track.has(value)
+        ran_by.append(track.on[value])
+        track.let_go(value)
+    assert ran_by == ["run_0"] * 3
+
+
+def test_the_next_batch_is_staged_meanwhile(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads = new(track)
+    for value in (1, 2):
+        threads.run(batch(value))
+    assert track.has(1)
+    threads._stager.submit(lambda: None).result(PATIENCE)  # it has done what it was given before
+    assert track.staged == [[1], [2]]
+    assert track.batches == [[1]]
+
+
+def test_who_has_left_is_not_run(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads = new(track)
+    some, none = batch(1, gone=(True, False)), batch(2, gone=(True,))
+    track.let_go(1)
+    finished = [threads.run(one).result(PATIENCE) for one in (some, none)]
+    assert [run.jobs for run in finished] == [some.jobs[1:], []]
+    assert track.batches == [[1]]
+
+
+def test_what_fails_makes_way(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads = new(track)
+    track.error = ZeroDivisionError()
+    failed = threads.run(batch(1))
+    with pytest.raises(ZeroDivisionError):
+        failed.result(PATIENCE)
+    track.error = None
+    track.let_go(2)
+    assert threads.run(batch(2)).result(PATIENCE).outcomes
+
+
+def test_what_cannot_be_staged_fails_alone(
+    new: Callable[[Track], DeviceThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track = Track()
+    threads = new(track)
+    with monkeypatch.context() as broken:
+        broken.setattr(track, "stage", lambda images: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            threads.run(batch(1)).result(PATIENCE)
+    track.let_go(2)
+    assert threads.run(batch(2)).result(PATIENCE).outcomes
+
+
+def test_an_unload_waits_for_no_load_and_a_batch_for_neither(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads, together = new(track), threading.Barrier(3)
+    waits = [threads.call(together.wait, PATIENCE) for _ in range(2)]
+    track.let_go(1)
+    assert threads.run(batch(1)).result(PATIENCE).outcomes
+    together.wait(PATIENCE)
+    assert {wait.result(PATIENCE) for wait in waits} < {0, 1, 2}
+
+
+def test_at_the_end_what_runs_is_finished_and_what_waits_is_not_begun(new: Callable[[Track], DeviceThreads]) -> None:
+    track = Track()
+    threads = new(track)
+    runs: list[Future[Finished]] = [threads.run(batch(value)) for value in (1, 2)]
+    assert track.has(1)
+    threads.shutdown()
+    track.let_go(1, 2)
+    assert runs[0].result(PATIENCE).outcomes
+    with pytest.raises(CancelledError):
+        runs[1].result(PATIENCE)
+    with pytest.raises(RuntimeError):
+        threads.run(batch(3))
+    assert track.batches == [[1]]
