@@ -11,7 +11,7 @@
   x InvalidParameter    a parameter that the image or the result makes invalid
   x Overloaded
     + QueueFull           no place in the queue
-    + DeadlineUnreachable the predicted wait is longer than the time allowed
+    + DeadlineUnreachable the predicted wait is longer than the time allowed, less a margin
   x InferenceFailed     the model raised on this image
   x NotReady            still loading, or shutting down
     + ModelNotLoaded      the model is known, but not on the device

@@ -37,6 +37,7 @@ class Scheduler(Generic[Payload]):
     """Lanes of jobs, each first in, first out, in front of a device."""
 
     SPARE = 1 / 8  # of all room is left to those who were promised a place: they come in no even stream
+    CAUTION = 1 / 8  # of a deadline is left for what no prediction has seen yet: the machine's other work
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -244,7 +245,7 @@ class Scheduler(Generic[Payload]):
             return
         allowed = job.deadline - now
         # A job that was let in is given up only if there is no hope.
-        margin = 0.0 if job.lane is not None else min(self._surprise.margin, allowed / 2)
+        margin = 0.0 if job.lane is not None else min(max(self._surprise.margin, self.CAUTION * allowed), allowed / 2)
         wait = predicted + margin + ahead.passes * each + spare * allowed
         if wait > allowed:
             detail = f"the predicted wait is {wait:.1f} s, the deadline in {allowed:.1f} s"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from app.engine.engine import Engine
 from app.engine.scheduler import Policy
 from app.engine.staging import Image
 from app.engine.worker import Worker
-from app.errors import DeadlineUnreachable, NotReady, QueueFull, UnknownModel
+from app.errors import DeadlineExceeded, DeadlineUnreachable, NotReady, QueueFull, UnknownModel
 from app.metrics import Metrics
 from models import ModelSpec, Segmentor
 from models.inference import segment_image
@@ -424,6 +425,17 @@ async def test_answers_are_compared_with_what_was_predicted(
     for value in range(1, 12):
         assert await replies([await ask(engine, value)]) == [value]
     assert 0 < (sample(metrics, "wait_ratio_count", model="tiny") or 0) < 11, "the first ones had no prediction"
+
+
+@pytest.mark.parametrize(("error", "learns"), [(DeadlineExceeded("encoded late"), True), (OSError("hung up"), False)])
+async def test_an_answer_given_up_as_late_is_learnt_from(engine: Engine, error: Exception, learns: bool) -> None:
+    await started(engine)
+    for value in range(1, 7):
+        assert await replies([await ask(engine, value)]) == [value]
+    with contextlib.suppress(type(error)), engine.admitted("tiny", "a", NBYTES, time.monotonic() + LONG) as job:
+        assert job.predicted is not None
+        raise error
+    assert (job.predicted is None) is learns, "it is compared once"
 
 
 async def test_turns_are_compared_with_what_was_promised(engine: Engine, device: FakeDevice, metrics: Metrics) -> None:
