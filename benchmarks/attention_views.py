@@ -56,7 +56,7 @@ def make_trace(block: Any, step: int, channels: int, keys: tuple[int, ...], scal
     generator = torch.Generator().manual_seed(step)
     query, key = (torch.randn(channels, *shape, generator=generator) for shape in (GRID, keys))
     trace = Trace(block, step, query, key, scale, scales, torch.tensor(0.5) if block == "cca" else None)
-    return trace if scales else replace(trace, logsumexp=totals_of(trace).float())
+    return replace(trace, logsumexp=totals_of(trace).float())
 
 
 def records() -> dict[str, Record]:

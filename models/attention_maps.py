@@ -127,6 +127,21 @@ def by_scale(anchors: Tensor, scales: tuple[int, ...]) -> dict[int, Tensor]:
     return {scale: part.view(scale, scale) for scale, part in zip(scales, parts, strict=True)}
 
 
+def anchor_shares(cells: Tensor, scales: tuple[int, ...], level: int | None = None) -> Tensor:
+    """How much of what pools averages into each anchor is of these cells, weighted so: [S] float64.
+
+    Args:
+        cells: [H, W] float64
+        level: of this scale's anchors alone, 0 of the others
+    """
+    height, width = cells.shape
+    shares = [
+        (pooling_matrix(height, scale) @ cells @ pooling_matrix(width, scale).T) * (level in (None, scale))
+        for scale in scales
+    ]
+    return torch.cat([share.flatten() for share in shares])
+
+
 def back_projected_map(anchors: dict[int, Tensor], grid: tuple[int, int]) -> Tensor:
     """Anchors' weights spread over the cells that each averaged: [H, W], the sum unchanged.
 

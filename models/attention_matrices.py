@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.attention_maps import by_scale
+from models.attention_maps import anchor_shares, by_scale
 from models.attention_totals import computed_as, criss_cross_weights, totals_of
-from models.ops.attention import pooling_matrix
 from models.traces import Trace
 
 Array = NDArray[np.floating]
@@ -74,12 +73,7 @@ class PyramidMatrix:
         Args:
             level: through the anchors of this scale alone
         """
-        height, width = self._grid
-        shares = [
-            (pooling_matrix(height, scale) @ cells @ pooling_matrix(width, scale).T) * (level in (None, scale))
-            for scale in self._scales
-        ]
-        given = torch.cat([share.flatten() for share in shares]).to(self._weights.dtype)
+        given = anchor_shares(cells, self._scales, level).to(self._weights.dtype)
         return (given @ self._weights).double().view(self._grid)
 
 

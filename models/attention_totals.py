@@ -15,16 +15,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.attention_maps import Cell, affinity
+from models.attention_maps import Cell, affinity, anchor_shares, one_cell
 from models.traces import Trace
 
 MOST_EXACT = 1 << 21  # weights that are computed in float64, all of a block together; more are in float32
 TILE = 512  # cells each way: so many logits stay in a core's cache
 ROWS = 256  # of dense attention that are made whole at a time
+CELLS = 2048  # whose queries stay in a core's cache as they are made single precision
 
 
 def totals_of(trace: Trace) -> Tensor:
-    """log(sum(exp(scale * query . key))) over all that each cell of cca, nl or pam sees: [H, W] float64."""
+    """log(sum(exp(scale * query . key))) over all cells, or anchors, that each cell sees: [H, W] float64."""
     if trace.logsumexp is not None and not is_exact(trace):
         return trace.logsumexp.double()
     if trace.block != "cca":
@@ -91,6 +92,22 @@ def dense_map_to(trace: Trace, totals: Tensor, cell: Cell) -> Tensor:
     """Which cells look at a cell in dense attention, and how much each: [H, W]."""
     key = trace.key[:, cell[0], cell[1], None, None]
     return affinity(key, trace.query).mul_(trace.scale).sub_(totals).exp_()
+
+
+def pyramid_map_to(trace: Trace, totals: Tensor, cell: Cell, level: int | None = None) -> Tensor:
+    """Which cells look at a cell through a pyramid, and how much each: [H, W].
+
+    Args:
+        level: through the anchors of this scale alone
+    """
+    shares = anchor_shares(one_cell(cell, trace.grid), trace.pool_scales, level)
+    anchors = shares.nonzero().squeeze(1)  # few: those of each scale whose windows the cell is in
+    kept = computed_as(trace)
+    given, key = shares[anchors].to(kept), trace.key[:, anchors].T.to(kept) * trace.scale
+    queries = trace.query.flatten(1).split(CELLS, dim=1)  # type: ignore[no-untyped-call]
+    some = zip(queries, totals.flatten().to(kept).split(CELLS), strict=True)  # type: ignore[no-untyped-call]
+    seen = [given @ (key @ query.to(kept)).sub_(total).exp_() for query, total in some]
+    return torch.cat(seen).double().view(trace.grid)
 
 
 def dense_looked_at(trace: Trace, cells: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def is_slow(record: Record, question: Question, derived: Derived) -> bool:
         return False
     if isinstance(question.about, str):
         return not derived.has(record.id, question)
-    return question.direction == "to" and trace.logsumexp is None and not derived.has(record.id, _totals_of(trace))
+    return question.direction == "to" and trace.logsumexp is None and not derived.has(record.id, _name("totals", trace))
 
 
 def _answer(record: Record, question: Question, derived: Derived) -> AttentionMap:
@@ -160,15 +160,17 @@ class _Asked:
 
     def of_pyramid(self, level: str) -> tuple[Map, Mapping[str, Map] | None]:
         """Weights through one level or all, and the anchors of all, which only what is looked at has."""
-        trace = self._traces[0]
-        if self._is_from and self.cell is not None:
+        trace, scale = self._traces[0], None if level == "all" else int(level)
+        if self.cell is None:
+            matrix = self._derived.get(self._record.id, _name("matrix", trace), lambda: PyramidMatrix(trace))
+            if not self._is_from:
+                return matrix.looking_at(self._given, scale).numpy(), None
+            anchors = matrix.anchors(self._given)
+        elif self._is_from:
             anchors = attention_maps.anchor_weights(trace, self.cell)
         else:
-            matrix = self._derived.get(self._record.id, _matrix_of(trace), lambda: PyramidMatrix(trace))
-            if not self._is_from:
-                return matrix.looking_at(self._given, None if level == "all" else int(level)).numpy(), None
-            anchors = matrix.anchors(self._given)
-        shown = anchors if level == "all" else {int(level): anchors[int(level)]}
+            return attention_totals.pyramid_map_to(trace, self._totals(trace), self.cell, scale).numpy(), None
+        shown = anchors if scale is None else {scale: anchors[scale]}
         by_scale = {str(scale): anchor.numpy() for scale, anchor in anchors.items()}
         return attention_maps.back_projected_map(shown, trace.grid).numpy(), by_scale
 
@@ -184,7 +186,7 @@ class _Asked:
 
     def _criss_cross(self, trace: Trace, seen: Weights) -> Weights:
         if self.cell is None:
-            matrix = self._derived.get(self._record.id, _matrix_of(trace), lambda: CrissCrossMatrix(trace))
+            matrix = self._derived.get(self._record.id, _name("matrix", trace), lambda: CrissCrossMatrix(trace))
             return matrix.looked_at(seen) if self._is_from else matrix.looking_at(seen)
         totals = self._totals(trace)
         if seen is self._given:
@@ -199,7 +201,7 @@ class _Asked:
         return attention_totals.dense_map_to(trace, self._totals(trace), self.cell)
 
     def _totals(self, trace: Trace) -> Weights:
-        return self._derived.get(self._record.id, _totals_of(trace), lambda: attention_totals.totals_of(trace))
+        return self._derived.get(self._record.id, _name("totals", trace), lambda: attention_totals.totals_of(trace))
 
     def _row(self, cell: tuple[int, int], is_rollout: bool) -> Map:
         if self._traces[0].block != "cca":
@@ -212,12 +214,8 @@ class _Asked:
         return attention_maps.composed_criss_cross_map(first, second, cell).numpy()
 
 
-def _matrix_of(trace: Trace) -> tuple[str, str, int]:
-    return "matrix", trace.block, trace.step
-
-
-def _totals_of(trace: Trace) -> tuple[str, str, int]:
-    return "totals", trace.block, trace.step
+def _name(what: str, trace: Trace) -> tuple[str, str, int]:
+    return what, trace.block, trace.step
 
 
 def blocks_of(record: Record) -> list[str]:

@@ -38,15 +38,15 @@ class PyramidAttention(nn.Module):
         self.attend: Attend = dense_attention
         self.pool: Pool = pyramid_pool
 
-    def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Context [B, out, H, W], the query [B, C, H, W] and the pooled key [B, C, S] that led there."""
+    def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Context [B, out, H, W]; the query [B, C, H, W], pooled key [B, C, S] and logsumexp that led there."""
         projected = self.key_project(key_map)
         shared = self.query_project is self.key_project and query_map is key_map
         query = projected if shared else self.query_project(query_map)
         key = self.pool(projected, POOL_SCALES)
         value = self.pool(self.value_project(key_map), POOL_SCALES)
-        context, _ = self.attend(query, key, value, self.scale)
-        return self.out_project(context), query, key
+        context, logsumexp = self.attend(query, key, value, self.scale)
+        return self.out_project(context), query, key, logsumexp
 
 
 class AsymmetricBlock(nn.Module):
@@ -59,9 +59,10 @@ class AsymmetricBlock(nn.Module):
         self.bottleneck = bottleneck
 
     def forward(self, query_map: Tensor, key_map: Tensor) -> tuple[Tensor, Trace]:
-        context, query, key = self.stages[0](query_map, key_map)
+        context, query, key, logsumexp = self.stages[0](query_map, key_map)
         out = self.bottleneck(torch.cat([context, query_map], dim=1))
-        return out, Trace(self.block, 1, query, key, scale=key.shape[1] ** -0.5, pool_scales=POOL_SCALES)
+        scale = key.shape[1] ** -0.5
+        return out, Trace(self.block, 1, query, key, scale=scale, pool_scales=POOL_SCALES, logsumexp=logsumexp)
 
 
 class ANNHead(Head):

@@ -147,14 +147,17 @@ def test_spans_arrive_in_the_callers_trace(picture: bytes) -> None:
 
 
 def test_one_that_is_replaced_fails_nobody(picture: bytes) -> None:
-    """As an upgrade does it: stopped in order, it answers what it has, and the proxy sends the rest elsewhere."""
-    stopped, _ = instances()
+    """By the commands of OPERATIONS: it answers what it has, and the proxy sends the rest elsewhere."""
+    replaced, other = instances()
     with load(picture) as seen:
-        subprocess.run(["docker", "stop", stopped], capture_output=True, timeout=60, check=True)
+        subprocess.run(["docker", "stop", "--time", "45", replaced], capture_output=True, timeout=60, check=True)
         until(lambda before=seen["200"]: seen["200"] >= before + 10, "the other one goes on")  # type: ignore[misc]
+        subprocess.run(["docker", "rm", replaced], capture_output=True, timeout=60, check=True)
+        compose("up", "--detach", "--no-build", "--no-recreate", "--scale", "api=2", "--wait", "api")
     assert set(seen) == {"200"}, seen
-    subprocess.run(["docker", "start", stopped], capture_output=True, timeout=60, check=True)
-    until(both_ready, "it is back")
+    assert other in instances()
+    assert replaced not in instances()
+    assert both_ready()
 
 
 def test_one_that_is_killed_takes_its_own_alone(picture: bytes) -> None:

@@ -16,8 +16,10 @@ from models.attention_totals import (
     dense_looked_at,
     dense_looking_at,
     dense_map_to,
+    pyramid_map_to,
     totals_of,
 )
+from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
 from models.heads.danet import DAHead
 from models.heads.fcn import Head
@@ -91,11 +93,13 @@ def test_the_networks_own_totals_are_taken_where_they_are_as_exact(
 
 
 @pytest.mark.parametrize(
-    "head", [CCHead(24, 32, 5), NonLocalHead(24, 32, 5), DAHead(24, 32, 5)], ids=lambda head: type(head).__name__
+    "head",
+    [CCHead(24, 32, 5), NonLocalHead(24, 32, 5), DAHead(24, 32, 5), ANNHead((12, 24), 32, 5)],
+    ids=lambda head: type(head).__name__,
 )
 @torch.inference_mode()
 def test_heads_hand_on_what_each_image_s_softmax_divided_by(head: Head) -> None:
-    _, traces = head.eval()({"c4": torch.randn(2, 24, 7, 9)})
+    _, traces = head.eval()({"c3": torch.randn(2, 12, 7, 9), "c4": torch.randn(2, 24, 7, 9)})
     for one in (trace.of_image(index) for trace in traces for index in range(2)):
         assert one.logsumexp is not None
         made = totals_of(replace(one, logsumexp=None))
@@ -114,6 +118,24 @@ def test_a_class_by_the_networks_own_totals(
     expected = given.flatten() @ plain_attention(made)
     rtol = 1e-5 if spread == 1.0 else 1e-4
     torch.testing.assert_close(dense_looked_at(trace, given).flatten(), expected, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_who_looks_at_a_cell_through_a_pyramid(
+    grid: tuple[int, int], exact: bool, plain_attention: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exact:
+        monkeypatch.setattr("models.attention_totals.MOST_EXACT", 0)
+    monkeypatch.setattr("models.attention_totals.CELLS", 8)
+    query, key = torch.randn(4, *grid).half(), torch.randn(4, 14).half()
+    trace = Trace("apnb", 1, query, key, scale=1.5, pool_scales=(1, 2, 3))
+    totals = totals_of(trace)
+    for expected, cell in zip(plain_attention(trace).T, cells(grid), strict=True):
+        got = pyramid_map_to(trace, totals, cell)
+        assert_is(got, expected, grid, rtol=1e-9 if exact else 1e-5)
+        parts = torch.stack([pyramid_map_to(trace, totals, cell, level) for level in trace.pool_scales])
+        torch.testing.assert_close(parts.sum(0), got, rtol=1e-9 if exact else 1e-5, atol=1e-12)
 
 
 def test_position_attention_is_dense() -> None:

@@ -82,7 +82,7 @@ def test_afnb_queries_stage_4_and_reads_stage_3(head: ANNHead) -> None:
 def test_fresh_blocks_add_nothing() -> None:
     head = ANNHead((12, 20), 16, 5).eval()
     attention = head.fusion.stages[0]
-    context, _, _ = attention(torch.randn(1, 20, 5, 4), torch.randn(1, 12, 5, 4))
+    context, *_ = attention(torch.randn(1, 20, 5, 4), torch.randn(1, 12, 5, 4))
     assert not context.any()
 
 
