@@ -29,6 +29,14 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = {"SEGLENS_PORT": "0", "SEGLENS_DEVICE": "cpu", "SEGLENS_THREADS": "1"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the tests, a file's stay together, and all of the API: one of them counts their replies."""
+    api = ROOT / "tests/app/api"
+    for item in items:
+        place = api if api in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(ROOT))))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_torch_thread() -> Iterator[None]:
     # Networks this small only lose time by sharing their work out.
