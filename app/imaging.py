@@ -20,7 +20,8 @@ MAX_SIDE = 65_535  # beyond it one row of an image is as much work as a picture
 # Listed, so that no exotic parser sees foreign bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-# Of what is written. WebP's sides have 14 bits; JPEG's have 16, of which libjpeg does not use the last few.
+# Of what is written, and of JPEGs that are read. WebP's sides have 14 bits; JPEG's have 16, and libjpeg leaves out the
+# last few lengths.
 LONGEST_SIDE: dict[ImageFormat, int] = {"PNG": MAX_SIDE, "JPEG": 65_500, "WEBP": 16_383}
 
 # What Pillow's parsers raise on broken data.
@@ -54,7 +55,7 @@ def decode(data: bytes, max_pixels: int) -> Array:
 
     Raises:
         UnsupportedImage: not a format that we read, or values whose range nobody knows
-        TooLarge: the header announces more than `max_pixels`, or a side beyond MAX_SIDE
+        TooLarge: the header announces more than `max_pixels`, or a side beyond what we, or its format, read
         MalformedBody: the format is right, the data is broken or truncated
     """
     try:
@@ -72,10 +73,11 @@ def decode(data: bytes, max_pixels: int) -> Array:
             limit=max_pixels,
             actual=width * height,
         )
-    if max(width, height) > MAX_SIDE:
+    longest = LONGEST_SIDE["JPEG"] if image.format in ("JPEG", "MPO") else MAX_SIDE  # libjpeg reads no longer ones
+    if max(width, height) > longest:
         raise TooLarge(
-            f"the image is {width}x{height}; the limit of a side is {MAX_SIDE}",
-            limit=MAX_SIDE,
+            f"the image is {width}x{height}; the limit of a side is {longest}",
+            limit=longest,
             actual=max(width, height),
         )
     try:

@@ -377,6 +377,17 @@ def test_a_side_has_a_limit_of_its_own(size: tuple[int, int]) -> None:
     assert decode(saved(Image.new("1", (MAX_SIDE, 1)), "PNG"), PLENTY).shape == (1, MAX_SIDE, 3)
 
 
+def test_a_jpeg_s_side_ends_where_its_decoder_does() -> None:
+    data = bytearray(saved(Image.new("L", (8, 8)), "JPEG"))
+    frame = data.index(b"\xff\xc0")  # then come its length, its precision, and the height in two bytes
+    for height in (65_501, 65_535):
+        data[frame + 5 : frame + 7] = height.to_bytes(2, "big")
+        with pytest.raises(TooLarge, match=f"8x{height}; the limit of a side is 65500"):
+            decode(bytes(data), PLENTY)
+    data[frame + 5 : frame + 7] = (65_500).to_bytes(2, "big")
+    assert decode(bytes(data), PLENTY).shape == (65_500, 8, 3), "libjpeg makes up the rows that are not there"
+
+
 def test_the_limit_itself_is_allowed() -> None:
     data = saved(Image.new("RGB", (20, 10)), "PNG")
     assert decode(data, 200).shape == (10, 20, 3)
