@@ -20,7 +20,7 @@ serve: install
 	$(BIN)/python -m app serve
 
 test: install
-	$(BIN)/python -m pytest --cov --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --cov --numprocesses 2
 
 lint: install
 	$(BIN)/ruff check

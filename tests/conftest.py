@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # The same examples each time, and no judgement of how fast they run: other work may be going on.
 settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,12 +30,16 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = {"SEGLENS_PORT": "0", "SEGLENS_DEVICE": "cpu", "SEGLENS_THREADS": "1"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Together(LoadScopeScheduling):
     """Where processes share the tests, a file's stay together, and all of the API: one of them counts their replies."""
-    api = ROOT / "tests/app/api"
-    for item in items:
-        place = api if api in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(ROOT))))
+
+    def _split_scope(self, nodeid: str) -> str:
+        api = "tests/app/api/"
+        return api if nodeid.startswith(api) else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
