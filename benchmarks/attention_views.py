@@ -151,13 +151,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # where all cores are busy, two threads wait for each other for longer than they compute
     made, views = records(), {}
+    measure(made["cca"], {"block": "cca"}, 0.0)  # what torch does once in a process is nobody's first question
     print(f"{'view':38}{'ms':>9}{'first':>10}{'again':>9}{'kept MB':>9}")
     for block, record in made.items():
         for name, fields in questions(block):
             for is_class in (False, True):
                 view = f"{block}, {name}, {'a class' if is_class else 'a point'}"
                 views[view] = row = (measure_class if is_class else measure)(record, fields, arguments.seconds)
-                late = "" if row["ms"] < GOAL else "  over 10 ms"
+                late = "" if row["ms"] < GOAL and (is_class or row["first"] < GOAL) else "  over 10 ms"
                 again = f"{row['again']:9.2f}" if is_class else 9 * " "
                 print(f"{view:38}{row['ms']:9.2f}{row['first']:10.1f}{again}{row['kept_mb']:9.1f}{late}", flush=True)
     encoding = measure_encoding(made["cca"], arguments.seconds)

@@ -123,7 +123,7 @@ class Residents:
         model = self._models.setdefault(spec.name, Model(spec))
         model.loads += 1
         try:
-            # One at a time: two would share the memory that is left, and the threads that others need.
+            # One at a time: two would share the memory that is left, and keep unloads waiting.
             async with self._change:
                 # Never a key that was given before: what has it may be held still, though it serves no more.
                 loaded = Loaded(spec, f"{spec.name}#{next(self._numbers)}")

@@ -122,7 +122,7 @@ class Worker:
         usual = list_views((short_side, long_side), spec.preprocessing, spec.inference)[0].input_size
         image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
         for count in self._warm_up_batches(usual[0] * usual[1]):
-            for beside in (False, False, True):  # alone if nothing runs, and as beside another
+            for beside in (False, False, True, True):  # alone if nothing runs, and as beside another
                 outcomes = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and self._free_memory():
                     outcomes = self._pass(key, self.stage([image] * count), beside=beside)

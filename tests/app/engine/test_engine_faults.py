@@ -164,11 +164,11 @@ async def test_a_thread_that_cannot_enter_fails_the_engine(build: Build, device:
 
 
 async def test_a_later_thread_that_cannot_enter_fails_the_engine(build: Build, device: FakeDevice) -> None:
-    device.enters = 1
     engine = build(device)
     failures = await started(engine)
+    assert engine.state == "ready"
+    device.enters = 0
     device.shut()
-    # Loading has one thread, staging needs a second.
     callers = await asked(engine, [1, 2, 3, 4, 5, 6])
     await until(lambda: engine.state == "failed")
     device.gate.set()

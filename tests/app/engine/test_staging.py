@@ -80,7 +80,6 @@ def test_batches_of_one_thread_follow_each_other_through_one_buffer() -> None:
         for start in (10, 20, 30):
             staged = staging(images(*range(start, start + 4), size=size))
             pixels = staged.arrive(device)
-            torch.cuda.synchronize()  # as a pass does before its thread stages again
             assert pixels.device.type == "cuda"
             assert values(staged, device) == list(range(start, start + 4))
 
