@@ -37,7 +37,7 @@ class Scheduler(Generic[Payload]):
     """Lanes of jobs, each first in, first out, in front of a device."""
 
     SPARE = 1 / 8  # of all room is left to those who were promised a place: they come in no even stream
-    CAUTION = 1 / 8  # of a deadline is left for what no prediction has seen yet: the machine's other work
+    CAUTION = 1 / 8  # of what a deadline leaves for waiting is left for what no prediction has seen: others' work
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -100,7 +100,8 @@ class Scheduler(Generic[Payload]):
         self.check(job, now)
         self._promises.keep(job.caller, now)
         job.admitted, job.granted = now, job.passes
-        job.predicted = self._seconds_until_done(job, now)
+        until_done = self._until_done(job, now)
+        job.predicted = until_done and until_done[0]
         self._arriving[job] = None
         self._expected[job.model] = self._expected.get(job.model, 0) + job.passes
         self._places.take(job)
@@ -240,23 +241,25 @@ class Scheduler(Generic[Payload]):
             yield QueueFull(detail, limit=lack.limit, actual=lack.actual, retry_after=wait)
         if not (self._places.passes or self._running or ahead.passes):
             return
-        predicted = self._seconds_until_done(job, now)
-        if predicted is None:
+        if (until_done := self._until_done(job, now)) is None:
             return
+        predicted, last = until_done
         allowed = job.deadline - now
         # A job that was let in is given up only if there is no hope.
-        margin = 0.0 if job.lane is not None else min(max(self._surprise.margin, self.CAUTION * allowed), allowed / 2)
+        caution = max(self._surprise.margin, self.CAUTION * (allowed - last))
+        margin = 0.0 if job.lane is not None else min(caution, allowed / 2)
         wait = predicted + margin + ahead.passes * each + spare * allowed
         if wait > allowed:
-            detail = f"the predicted wait is {wait:.1f} s, the deadline in {allowed:.1f} s"
+            detail = f"the predicted wait is {wait:.1f} s with its margin, the deadline in {allowed:.1f} s"
             late = wait - allowed
             yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=late)
 
-    def _seconds_until_done(self, job: Job[Any], now: float) -> float | None:
+    def _until_done(self, job: Job[Any], now: float) -> tuple[float, float] | None:
+        """Seconds until a job would be done, its own last batch's among them, and these; None if too little is known."""
         if (work := self._work(job, now)) is None:
             return None
         total, last = work
-        return (total - last) / self.policy.slots + last
+        return (total - last) / self.policy.slots + last, last
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
         """Device seconds of all that is here and of one more job, and those of that job's last batch."""

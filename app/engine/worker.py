@@ -111,7 +111,7 @@ class Worker:
         self._models[key] = loaded
 
     def warm_up(self, key: str) -> None:
-        """Run a model, so that no request pays for the first pass.
+        """Run a model as requests will, so that none pays for what is made at the first passes.
 
         Raises:
             OutOfMemory, InferenceFailed: it can't run

@@ -28,6 +28,7 @@ class Track(FakeDevice):
     def __init__(self, slots: int = 1) -> None:
         super().__init__(slots)
         self.on: dict[int, str] = {}
+        self.most = 0  # at once
         self.may_leave: set[int] = set()
         self.changed = threading.Condition()
 
@@ -36,6 +37,7 @@ class Track(FakeDevice):
         value = int(staged.images[0].pixels[0, 0, 0])
         with self.changed:
             self.on[value] = threading.current_thread().name
+            self.most = max(self.most, len(self.on))
             self.changed.notify_all()
             assert self.changed.wait_for(lambda: value in self.may_leave, PATIENCE)
             del self.on[value]
@@ -93,6 +95,7 @@ def test_batches_run_in_their_order_as_many_at_once_as_the_device_takes(
     assert track.has(0, 3)
     track.let_go(0, 3, 4)
     assert [run.result(PATIENCE).seconds > 0 for run in runs] == [True] * 5
+    assert track.most == 2
 
 
 def test_the_thread_that_has_ended_a_pass_begins_the_next(new: Callable[[Track], DeviceThreads]) -> None:
