@@ -255,7 +255,7 @@ class Scheduler(Generic[Payload]):
             yield DeadlineUnreachable(detail, limit=round(allowed, 3), actual=round(wait, 3), retry_after=late)
 
     def _until_done(self, job: Job[Any], now: float) -> tuple[float, float] | None:
-        """Seconds until a job would be done, its own last batch's among them, and these; None if too little is known."""
+        """Seconds until a job would be done, and of these its own last batch's; None if too little is known."""
         if (work := self._work(job, now)) is None:
             return None
         total, last = work
