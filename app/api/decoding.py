@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 
 from app.api.deadline import until
 from app.api.dependencies import Services
@@ -65,7 +66,7 @@ class Picture:
             if not self._waiting:
                 decoding.cancel()  # it may not have begun yet
         if isinstance(found, ServiceError):
-            raise found
+            raise copy(found)
         return found
 
     async def _decode(self) -> list[Prepared]:
@@ -77,7 +78,8 @@ class Picture:
             image = decode(self.body, self._services.settings.max_image_pixels)
             self._check((image.shape[1], image.shape[0]))
         except ServiceError as exc:
-            return [exc] * len(specs)
+            # A copy has no frames: they hold the picture, which would hold them until garbage is looked for.
+            return [copy(exc)] * len(specs)
         return [self._prepare(image, spec) for spec in specs]
 
     def _prepare(self, image: Array, spec: ModelSpec) -> Prepared:
@@ -85,4 +87,4 @@ class Picture:
         try:
             return prepare(image, max_passes, spec, inference, self._query.attention)
         except ServiceError as exc:
-            return exc
+            return copy(exc)

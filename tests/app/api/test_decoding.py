@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from app.api import decoding
@@ -16,6 +19,7 @@ from app.api.schemas import SegmentQuery
 from app.errors import DeadlineExceeded, InvalidParameter, TooLarge, UnsupportedImage
 from app.timings import Timings
 from models import list_models
+from tests.fakes import until
 
 
 @pytest.fixture
@@ -82,3 +86,36 @@ async def test_who_gives_up_takes_it_from_no_one_else(
         await picture.prepared(first, time.monotonic() + 0.05)
     gate.set()
     assert len(await patient) == 1
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is still there is held by something, or by itself."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("share", "query", "status"),
+    [
+        (1, "", 200),
+        (1, "?model=nonlocal-mobilenetv2-camvid,ccnet-mobilenetv2-camvid", 200),
+        (1, "?scales=0.5,0.5,0.5,0.5,0.5&flip=true&crop=32x32", 422),
+        (0.9, "", 400),
+        (0.5, "", 400),
+        (0.1, "", 400),
+        (0, "", 415),
+    ],
+)
+async def test_no_picture_waits_for_the_collector_of_garbage(
+    client: httpx.AsyncClient, street: bytes, share: float, query: str, status: int
+) -> None:
+    body = street[: round(share * len(street))] or b"no image"
+    for _ in range(3):
+        reply = await client.post(f"/segment{query}", content=body)
+        assert reply.status_code == status, reply.text
+    # A thread may not have let go of the last yet.
+    await until(lambda: not any(isinstance(held, Picture) for held in gc.get_objects()), seconds=10)
