@@ -15,6 +15,9 @@ from fastapi import FastAPI
 
 from app.settings import Settings
 
+# Of a connection without requests. Who closes first can lose one that is on its way, so it shall be the client or the
+# proxy: they wait up to a minute, most of them.
+IDLE_TIMEOUT = 75
 # Once the engine has answered everyone, all that is left is to send these answers.
 SENDING_TIMEOUT = 5
 # Whom the last answers set free come again at once: they shall be refused in words, not find the port closing on them.
@@ -38,6 +41,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=IDLE_TIMEOUT,
             timeout_graceful_shutdown=SENDING_TIMEOUT,
         )
         super().__init__(config)

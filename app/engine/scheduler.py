@@ -47,7 +47,7 @@ class Scheduler(Generic[Payload]):
         self._running: list[Batch[Payload]] = []
         self._limits = Limits(policy.max_batch_size, policy.max_batch_pixels)
         self._costs = Costs()
-        self._forecast = Forecast(self._costs, self._limits, policy.slots)
+        self._forecast = Forecast(self._costs, self._limits)
         self._surprise = Surprise()
         self._promises = Promises()
         self._called = 0.0
@@ -157,8 +157,9 @@ class Scheduler(Generic[Payload]):
             fits: if it ran out of memory, the most images that were run at once
         """
         self._running.remove(batch)
+        own = batch.ended(self._running, now - (batch.started or now) if seconds is None else seconds)
         if seconds is not None and size:
-            self._costs.learn(batch.lane, size, seconds)
+            self._costs.learn(batch.lane, size, own)
         if fits is None:
             self._limits.passed(batch.lane, size)
         else:
@@ -210,7 +211,7 @@ class Scheduler(Generic[Payload]):
 
     def predicted_wait(self, now: float) -> float | None:
         """Seconds until all that are here now are done; None as long as too little is known."""
-        return None if (work := self._work(None, now)) is None else work[0] / self.policy.slots
+        return None if (work := self._work(None, now)) is None else work[0]
 
     @property
     def _enough(self) -> int:
@@ -259,7 +260,9 @@ class Scheduler(Generic[Payload]):
         if (work := self._work(job, now)) is None:
             return None
         total, last = work
-        return (total - last) / self.policy.slots + last, last
+        # Its own batch has a part of the device, if others run beside it.
+        own = last * self.policy.slots if total > last else last
+        return total - last + own, own
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
         """Device seconds of all that is here and of one more job, and those of that job's last batch."""

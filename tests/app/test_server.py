@@ -106,6 +106,17 @@ async def test_what_comes_while_it_drains_is_refused() -> None:
         assert (await request).status_code == 200
 
 
+async def test_an_idle_connection_is_left_to_its_client() -> None:
+    async with running(drain_timeout=60) as served:
+        port = served.client.base_url.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for pause in (5.5, 0):  # uvicorn by itself would have closed it after five seconds
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"HTTP/1.1 200"), 10)  # after the body of the one before
+            await asyncio.sleep(pause)
+        writer.close()
+
+
 async def test_what_cannot_be_finished_is_told_so() -> None:
     async with running(drain_timeout=0.3) as served:
         request = await served.accepted()

@@ -432,10 +432,28 @@ def test_the_predicted_wait_is_what_runs_and_what_waits() -> None:
     assert scheduler.predicted_wait(3.0) == pytest.approx(full + rest)
 
 
-def test_two_slots_share_what_waits() -> None:
-    scheduler = learnt(Policy(4, 10_000, 1000, 1_000_000, slots=2))
-    waiting(scheduler, *[SMALL] * 16)
-    assert scheduler.predicted_wait(0.0) == pytest.approx(2 * 3.0)
+def learnt_on_two_slots(seconds: float, *, together: bool) -> Scheduler[int]:
+    """A scheduler that has seen images of so many seconds, one at a time or always two at once."""
+    scheduler: Scheduler[int] = Scheduler(Policy(1, 10_000, 1000, 1_000_000, slots=2))
+    for _ in range(10):
+        waiting(scheduler, *[SMALL] * (1 + together))
+        batches = [started(scheduler) for _ in range(1 + together)]
+        for batch in batches:
+            scheduler.completed(batch, 1, seconds, seconds)
+    return scheduler
+
+
+def test_what_ran_alone_had_the_whole_device_and_what_ran_beside_another_half_of_it() -> None:
+    alone, beside = learnt_on_two_slots(1.0, together=False), learnt_on_two_slots(2.0, together=True)
+    for scheduler in (alone, beside):
+        waiting(scheduler, *[SMALL] * 16)
+        assert scheduler.predicted_wait(0.0) == pytest.approx(16.0)
+
+
+def test_a_job_takes_longer_beside_others() -> None:
+    scheduler = learnt_on_two_slots(1.0, together=False)
+    first, second, third = waiting(scheduler, *[SMALL] * 3)
+    assert [first.predicted, second.predicted, third.predicted] == pytest.approx([1, 1 + 2, 2 + 2])
 
 
 def test_images_not_decoded_yet_count_as_those_before_them() -> None:
