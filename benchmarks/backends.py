@@ -134,7 +134,7 @@ def pictures(spec: ModelSpec, folder: Path | None) -> list[Tensor]:
         files = [path.read_bytes() for path in sorted(folder.iterdir())]
     inputs = []
     for data in files:
-        image = prepare(decode(data, 1 << 30), 1, spec, spec.inference, wants_traces=False)[0]
+        image = prepare(decode(data, 1 << 30), spec, spec.inference, wants_traces=False)[0]
         inputs.append(normalize(image.pixels[None], spec.preprocessing))
     return [image for image in inputs if image.shape == inputs[0].shape]
 

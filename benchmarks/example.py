@@ -33,7 +33,7 @@ def segment(image: NDArray[np.uint8]) -> Record:
     spec, upload = get_spec(MODEL), encode_rgb(image)
     worker = Worker("auto", 0)
     worker.load(spec, spec.name)
-    (prepared,) = prepare(image, 1, spec, spec.inference, wants_traces=True)
+    (prepared,) = prepare(image, spec, spec.inference, wants_traces=True)
     (segmentation,) = worker.run(MODEL, worker.stage([prepared])).outcomes
     assert isinstance(segmentation, Segmentation)
     return Record("example", spec, upload, segmentation)

@@ -10,7 +10,7 @@ from app.api.deadline import until
 from app.api.dependencies import Services
 from app.api.inference import choose_inference
 from app.api.schemas import SegmentQuery
-from app.engine.prepare import prepare
+from app.engine.prepare import check_passes, prepare
 from app.engine.staging import Image
 from app.errors import ServiceError
 from app.imaging import Array, decode
@@ -48,7 +48,7 @@ class Picture:
         Raises:
             UnsupportedImage, TooLarge, MalformedBody: as `app.imaging.decode`
             ServiceError: as `check`
-            InvalidParameter: more passes than the limit
+            InvalidParameter: more passes than the limit, or larger ones
             DeadlineExceeded
         """
         place = len(self._asked)
@@ -83,8 +83,10 @@ class Picture:
         return [self._prepare(image, spec) for spec in specs]
 
     def _prepare(self, image: Array, spec: ModelSpec) -> Prepared:
-        inference, max_passes = choose_inference(self._query, spec.inference), self._services.settings.max_passes
+        inference, settings = choose_inference(self._query, spec.inference), self._services.settings
+        room = settings.max_queue_bytes - len(self.body)
         try:
-            return prepare(image, max_passes, spec, inference, self._query.attention)
+            check_passes((image.shape[0], image.shape[1]), spec, inference, settings.max_passes, room)
         except ServiceError as exc:
             return copy(exc)
+        return prepare(image, spec, inference, self._query.attention)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from app.engine.assembly import Assembly
@@ -13,23 +15,35 @@ from models.ops.upsample import Size
 from models.transforms import pad, resize
 from models.windows import Inference, View, count_passes, list_views
 
+CHANNELS = 3
 
-def prepare(image: Array, max_passes: int, spec: ModelSpec, inference: Inference, wants_traces: bool) -> list[Image]:
-    """An image [H, W, 3] as one image for each of its passes, at the network's size.
 
-    Of several passes, traces are kept of the one that sees the whole image as usual, if there is one.
+def check_passes(original: Size, spec: ModelSpec, inference: Inference, max_passes: int, max_bytes: int) -> None:
+    """Before an image [H, W] is resized for all its passes, see that there is room for them in an empty queue.
 
     Raises:
-        InvalidParameter: more passes than the limit
+        InvalidParameter: more passes than one limit, or more bytes than the other: no later time would help
     """
-    pixels = torch.from_numpy(image)
-    original = pixels.shape[0], pixels.shape[1]
     passes = count_passes(original, spec.preprocessing, inference)
     if passes > max_passes:
         detail = f"an image of {original[1]}x{original[0]} would need {passes} passes; the limit is {max_passes}"
         raise InvalidParameter(detail, limit=max_passes, actual=passes)
     views = list_views(original, spec.preprocessing, inference)
-    if passes == 1 and _is_plain(views[0], original, inference):
+    nbytes = sum(len(view.windows) * math.prod(view.input_size) * CHANNELS for view in views)
+    if nbytes > max_bytes:
+        detail = f"an image of {original[1]}x{original[0]} would take {nbytes} bytes for its passes; the limit is"
+        raise InvalidParameter(f"{detail} {max_bytes}", limit=max_bytes, actual=nbytes)
+
+
+def prepare(image: Array, spec: ModelSpec, inference: Inference, wants_traces: bool) -> list[Image]:
+    """An image [H, W, 3] as one image for each of its passes, at the network's size.
+
+    Of several passes, traces are kept of the one that sees the whole image as usual, if there is one.
+    """
+    pixels = torch.from_numpy(image)
+    original = pixels.shape[0], pixels.shape[1]
+    views = list_views(original, spec.preprocessing, inference)
+    if len(views) == len(views[0].windows) == 1 and _is_plain(views[0], original, inference):
         resized = resize(pixels, views[0].size, antialias=spec.preprocessing.antialias)
         return [Image(resized, original, wants_traces)]
     assembly = Assembly(views, original, inference)

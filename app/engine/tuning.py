@@ -77,7 +77,7 @@ def _make_fast(segmentor: Segmentor, image: Tensor, threads: Threads, *, reduced
 
 def _sample(spec: ModelSpec) -> Tensor:
     """[1, 3, H, W] as the model is usually given it."""
-    first, *_ = prepare(decode(SAMPLE.read_bytes(), 1 << 30), 1 << 30, spec, spec.inference, wants_traces=False)
+    first, *_ = prepare(decode(SAMPLE.read_bytes(), 1 << 30), spec, spec.inference, wants_traces=False)
     return normalize(first.pixels.unsqueeze(0), spec.preprocessing)
 
 

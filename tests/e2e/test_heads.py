@@ -36,7 +36,7 @@ def segmented(head: Head, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.setattr("app.engine.worker.load_model", {SPEC: segmentor}.__getitem__)
     worker = Worker("cpu", 0)
     worker.load(SPEC, SPEC.name)
-    (image,) = prepare(decode(SAMPLE.read_bytes(), 1_000_000), 1, SPEC, SPEC.inference, True)
+    (image,) = prepare(decode(SAMPLE.read_bytes(), 1_000_000), SPEC, SPEC.inference, True)
     (result,) = worker.run(SPEC.name, worker.stage([image])).outcomes
     assert isinstance(result, Segmentation)
     return Record("id", SPEC, b"", outlive(result))

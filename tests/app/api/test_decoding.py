@@ -59,6 +59,15 @@ async def test_what_is_no_image_is_told_to_all(services: Services) -> None:
     assert [type(error) for error in found] == [UnsupportedImage] * len(list_models())
 
 
+async def test_passes_that_no_queue_has_room_for_are_never_made(
+    services: Services, street: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "prepare", lambda *_: pytest.fail("it was resized"))
+    query = SegmentQuery.model_validate({"scales": ",".join(["2"] * 64), "flip": "true"})  # 472 MB
+    with pytest.raises(InvalidParameter, match=r"bytes for its passes; the limit is 268\d{6}"):
+        await Picture(services, street, query, Timings()).prepared(list_models()[0], soon())
+
+
 async def test_too_many_pixels(services: Services, huge_header: bytes) -> None:
     with pytest.raises(TooLarge):
         await Picture(services, huge_header, SegmentQuery(), Timings()).prepared(list_models()[0], soon())

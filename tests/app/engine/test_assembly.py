@@ -37,7 +37,7 @@ def test_masks_are_those_of_the_pure_functions(
     worker: Worker, segmentor: Segmentor, spec: ModelSpec, inference: Inference, size: tuple[int, int]
 ) -> None:
     pixels = np.kron(noise(size[0] // 4, size[1] // 4), np.ones((4, 4, 1), np.uint8))
-    images = prepare(pixels, 100, spec, inference, wants_traces=False)
+    images = prepare(pixels, spec, inference, wants_traces=False)
     order = np.random.default_rng(1).permutation(len(images))
     outcomes = [worker.run("tiny", worker.stage([images[index]])).outcomes[0] for index in order]
     assert [type(outcome) for outcome in outcomes] == [Partial] * (len(images) - 1) + [Segmentation]
@@ -50,7 +50,7 @@ def test_masks_are_those_of_the_pure_functions(
 
 def test_windows_of_two_images_share_a_batch(worker: Worker, segmentor: Segmentor, spec: ModelSpec) -> None:
     pictures = [np.kron(noise(8, 12 + 4 * wider), np.ones((4, 4, 1), np.uint8)) for wider in (0, 1)]
-    parts = [prepare(pixels, 100, spec, INFERENCES[0], wants_traces=False) for pixels in pictures]
+    parts = [prepare(pixels, spec, INFERENCES[0], wants_traces=False) for pixels in pictures]
     both = [*parts[0], *parts[1]]
     mixed = [both[index] for index in np.random.default_rng(2).permutation(len(both))]
     outcomes = worker.run("tiny", worker.stage(mixed)).outcomes
@@ -62,7 +62,7 @@ def test_windows_of_two_images_share_a_batch(worker: Worker, segmentor: Segmento
 
 
 def test_traces_come_with_the_mask_whichever_pass_is_last(worker: Worker, spec: ModelSpec) -> None:
-    images = prepare(noise(32, 48), 9, spec, Inference(scales=(1.0, 0.5)), wants_traces=True)
+    images = prepare(noise(32, 48), spec, Inference(scales=(1.0, 0.5)), wants_traces=True)
     for order in ((0, 1), (1, 0)):
         outcomes = [worker.run("tiny", worker.stage([images[index]])).outcomes[0] for index in order]
         assert isinstance(outcomes[-1], Segmentation)

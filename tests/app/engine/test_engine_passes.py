@@ -149,7 +149,7 @@ async def test_with_a_real_worker_all_kinds_of_callers_get_their_own_masks(
         pixels = np.kron(noise(8 + index % 3, 12 + index % 5), np.ones((4, 4, 1), np.uint8))
         inference = inferences[index % len(inferences)]
         expected.append(segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing, inference)[0].numpy())
-        callers.append(segmented(engine, prepare(pixels, 100, spec, inference, wants_traces=False)))
+        callers.append(segmented(engine, prepare(pixels, spec, inference, wants_traces=False)))
     results = await asyncio.gather(*callers)
     await engine.stop(10)
     for result, ids in zip(results, expected, strict=True):
@@ -166,7 +166,7 @@ async def test_windows_that_do_not_fit_together_are_run_in_halves(
     await started(engine)
     segmentor.register_forward_pre_hook(lambda module, inputs: check(inputs[0]))
     pixels = np.kron(noise(8, 12), np.ones((4, 4, 1), np.uint8))
-    result = await segmented(engine, prepare(pixels, 100, spec, SLIDE, wants_traces=False))
+    result = await segmented(engine, prepare(pixels, spec, SLIDE, wants_traces=False))
     await engine.stop(10)
     assert max(sizes) == 4
     ids, _ = segment_image(segmentor, torch.from_numpy(pixels), spec.preprocessing, SLIDE)
@@ -183,7 +183,7 @@ async def test_a_mask_that_does_not_fit_fails_alone(
     monkeypatch.setattr("app.engine.assembly.Assembly.merge", merge)
     engine = Engine(Worker("cpu", 1), [spec], POLICY, metrics, LONG)
     await started(engine)
-    images = prepare(noise(32, 48), 100, spec, SLIDE, wants_traces=False)
+    images = prepare(noise(32, 48), spec, SLIDE, wants_traces=False)
     ends = await asyncio.gather(segmented(engine, images), segmented(engine, picture(1)), return_exceptions=True)
     await engine.stop(10)
     assert isinstance(ends[0], OutOfMemory)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.engine.prepare import expected_passes, prepare
+from app.engine.prepare import check_passes, expected_passes, prepare
 from app.errors import InvalidParameter
 from models import ModelSpec
 from models.transforms import resize
@@ -24,7 +24,7 @@ def noise(height: int, width: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("size", [(64, 96), (33, 50), (90, 20), (1, 1), (32, 48)])
 def test_prepared_is_resized(spec: ModelSpec, size: tuple[int, int], wants_traces: bool) -> None:
     pixels = noise(*size)
-    (image,) = prepare(pixels, 1, spec, WHOLE, wants_traces)
+    (image,) = prepare(pixels, spec, WHOLE, wants_traces)
     expected = resize(torch.from_numpy(pixels), spec.preprocessing.input_size(size))
     assert torch.equal(image.pixels, expected)
     assert image.pixels.dtype == torch.uint8
@@ -32,7 +32,7 @@ def test_prepared_is_resized(spec: ModelSpec, size: tuple[int, int], wants_trace
 
 
 def test_of_a_large_picture_only_the_input_is_kept(spec: ModelSpec) -> None:
-    (image,) = prepare(noise(320, 480), 1, spec, WHOLE, False)
+    (image,) = prepare(noise(320, 480), spec, WHOLE, False)
     assert image.pixels.untyped_storage().nbytes() == image.pixels.nbytes == 32 * 48 * 3
 
 
@@ -45,7 +45,7 @@ def test_of_a_large_picture_only_the_input_is_kept(spec: ModelSpec) -> None:
 )
 def test_each_window_of_each_view_is_a_pass(spec: ModelSpec, inference: Inference) -> None:
     pixels = noise(64, 96)
-    images = prepare(pixels, 200, spec, inference, wants_traces=False)
+    images = prepare(pixels, spec, inference, wants_traces=False)
     expected = []
     for view in list_views((64, 96), spec.preprocessing, inference):
         resized = resize(torch.from_numpy(pixels), view.size)
@@ -57,7 +57,7 @@ def test_each_window_of_each_view_is_a_pass(spec: ModelSpec, inference: Inferenc
 
 
 def test_a_mirror_image_alone_is_assembled_too(spec: ModelSpec) -> None:
-    images = prepare(noise(64, 96), 2, spec, Inference(flip=True), wants_traces=True)
+    images = prepare(noise(64, 96), spec, Inference(flip=True), wants_traces=True)
     assert [image.wants_traces for image in images] == [True, False]
 
 
@@ -67,20 +67,30 @@ def test_traces_are_kept_of_the_usual_view_alone(spec: ModelSpec) -> None:
         (Inference(scales=(0.5,)), [True]),
         (SLIDE, [False] * 12),
     ):
-        images = prepare(noise(32, 48), 100, spec, inference, wants_traces=True)
+        images = prepare(noise(32, 48), spec, inference, wants_traces=True)
         assert [image.wants_traces for image in images] == kept
 
 
 def test_windows_share_the_memory_of_their_view(spec: ModelSpec) -> None:
-    images = prepare(noise(64, 96), 100, spec, SLIDE, wants_traces=False)
+    images = prepare(noise(64, 96), spec, SLIDE, wants_traces=False)
     assert len({image.pixels.untyped_storage().data_ptr() for image in images}) == 1
     assert {image.input_size for image in images} == {(16, 16)}
 
 
 def test_more_passes_than_the_limit(spec: ModelSpec) -> None:
     with pytest.raises(InvalidParameter, match="96x64 would need 12 passes; the limit is 11") as raised:
-        prepare(noise(64, 96), 11, spec, SLIDE, wants_traces=False)
+        check_passes((64, 96), spec, SLIDE, max_passes=11, max_bytes=1 << 20)
     assert (raised.value.limit, raised.value.actual) == (11, 12)
+    check_passes((64, 96), spec, SLIDE, max_passes=12, max_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("inference", [WHOLE, SLIDE, Inference(scales=(1.0, 2.0), flip=True)])
+def test_larger_passes_than_the_limit(spec: ModelSpec, inference: Inference) -> None:
+    images = prepare(noise(64, 96), spec, inference, wants_traces=False)
+    nbytes = sum(image.pixels.nbytes for image in images)
+    with pytest.raises(InvalidParameter, match=f"96x64 would take {nbytes} bytes .* the limit is {nbytes - 1}"):
+        check_passes((64, 96), spec, inference, max_passes=12, max_bytes=nbytes - 1)
+    check_passes((64, 96), spec, inference, max_passes=12, max_bytes=nbytes)
 
 
 def test_what_no_image_can_need_is_refused_before_one_is_there(spec: ModelSpec) -> None:
@@ -98,7 +108,7 @@ def test_no_more_than_the_limit_are_expected(spec: ModelSpec) -> None:
 
 def test_padded_windows_are_of_the_crops_size_and_say_what_is_padding(spec: ModelSpec) -> None:
     inference = Inference("slide", crop=(40, 20), stride=(20, 14), below_crop="pad")
-    images = prepare(noise(32, 48), 9, spec, inference, wants_traces=True)
+    images = prepare(noise(32, 48), spec, inference, wants_traces=True)
     assert [(image.input_size, image.inside, image.wants_traces) for image in images] == [
         ((40, 20), (32, 20), False)
     ] * 3
@@ -108,5 +118,5 @@ def test_padded_windows_are_of_the_crops_size_and_say_what_is_padding(spec: Mode
 
 def test_a_mask_that_is_upsampled_another_way_is_assembled(spec: ModelSpec) -> None:
     for size, assembled in (((32, 48), False), ((64, 96), True)):
-        (image,) = prepare(noise(*size), 1, spec, Inference(upsampling="bicubic"), wants_traces=True)
+        (image,) = prepare(noise(*size), spec, Inference(upsampling="bicubic"), wants_traces=True)
         assert (image.assembly is not None, image.wants_traces) == (assembled, True)
