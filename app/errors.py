@@ -24,6 +24,9 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import Self
+
 
 class DeviceError(Exception):
     """The device is not there, or has failed for good: no request's fault, and no request can be served."""
@@ -54,6 +57,13 @@ class ServiceError(Exception):
         self.limit = limit
         self.actual = actual
         self.retry_after = retry_after
+
+    def because(self, cause: BaseException) -> Self:
+        """Itself, with a cause whose traceback is text, for the log: frames hold tensors, and what holds the error."""
+        cause.add_note("".join(traceback.format_exception(cause)).rstrip())
+        cause.__traceback__ = cause.__context__ = cause.__cause__ = None
+        self.__cause__ = cause
+        return self
 
 
 class MalformedBody(ServiceError):

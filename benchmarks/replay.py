@@ -224,7 +224,7 @@ class Simulation:
         self._outcome.seconds = self.now
         if present:
             self._outcome.sizes.append(len(present))
-        self.scheduler.completed(batch, len(present), seconds, self.now)
+        self.scheduler.completed(batch, len(present), seconds / self._outcome.slots, self.now)
         self._dispatch()
         for job in present:
             if not job.payload.ended:

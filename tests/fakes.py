@@ -83,7 +83,7 @@ class FakeDevice:
         timings = Timings({"forward": 0.01}, {"stem": 0.01})
         outcomes = [_outcome(image, timings) for image in staged.images]
         fits = self.room if len(outcomes) > self.room else None
-        return Ran(outcomes[self.missing :], fits)
+        return Ran(outcomes[self.missing :], fits, 1 / self.slots)
 
     def memory(self) -> dict[str, int]:
         return {"allocated": 5}

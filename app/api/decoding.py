@@ -65,6 +65,7 @@ class Picture:
             self._waiting -= 1
             if not self._waiting:
                 decoding.cancel()  # it may not have begun yet
+                self._decoding = None  # else the picture and the frames of its error would hold each other
         if isinstance(found, ServiceError):
             raise copy(found)
         return found

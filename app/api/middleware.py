@@ -59,12 +59,13 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send_with_id)
         # The last resort: a bug in an endpoint is answered like any other error, without its traceback.
-        except Exception:
+        except Exception as exc:
             log.exception("%s: unexpected error", request_id, extra=fields(request_id=request_id))
             if status:
                 raise
             response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
             await response(scope, receive, send_with_id)
+            exc.__traceback__ = None  # its frames hold what the request held, and what holds it in turn
         finally:
             self._note(scope, method, status, started)
 

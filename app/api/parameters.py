@@ -7,17 +7,25 @@ costs beside its model (DECISIONS, 2026-11-26).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import InvalidParameter
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
+
+
+class BareRoute(APIRoute):
+    """Of an endpoint that takes the request and makes a response itself: FastAPI has nothing to do but describe it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 def read_query(model: type[Model], request: Request) -> Model:

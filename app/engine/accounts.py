@@ -19,10 +19,9 @@ log = logging.getLogger(__name__)
 class Accounts:
     """Keeps the metrics of one device."""
 
-    def __init__(self, metrics: Metrics, device: str, slots: int) -> None:
+    def __init__(self, metrics: Metrics, device: str) -> None:
         self._metrics = metrics
         self._device = device
-        self._slots = slots
 
     def answered(self, model: str, wait_ratio: float | None) -> None:
         self._metrics.image(model, "ok")
@@ -44,8 +43,8 @@ class Accounts:
             return
         lost = sum(job.payload.future.done() for job in done.jobs)
         self._metrics.batch(model, batch.reason, size)
-        self._metrics.device(self._device, done.seconds / self._slots)
-        self._metrics.wasted(model, done.seconds * lost / size)
+        self._metrics.device(self._device, done.device_seconds)
+        self._metrics.wasted(model, done.device_seconds * lost / size)
         if done.ran.fits is not None:
             self._metrics.out_of_memory(model, "split" if done.ran.fits else "failed")
         passes = {id(one.timings): one.timings for one in done.ran.outcomes if not isinstance(one, ServiceError)}

@@ -37,24 +37,29 @@ class Cores:
         """
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
+        self._part = 1 / slots
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
         self._running = 0
         self._several = -LULL  # when there were last several, by the monotonic clock
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[[], Value], *, beside: bool = False) -> Value:
+    def run(self, function: Callable[[], Value], *, beside: bool = False) -> tuple[Value, float]:
         """Call a function, on the thread for those that are alone if it is; what it raises is raised.
 
         Args:
             beside: as if others ran beside it
+
+        Returns:
+            what the function returns, and the share of the CPU that it had
         """
         with self._lock:
             self._running += 1
             alone = not beside and self._running == 1 and time.monotonic() - self._several >= LULL
         try:
             if alone:
-                return self._alone.submit(_on, self.all, function).result()
-            return _on(self.share, function)
+                value = self._alone.submit(_on, self.all, function).result()
+                return value, 1.0 if self.all > self.share else self._part
+            return _on(self.share, function), self._part
         finally:
             with self._lock:
                 self._running -= 1

@@ -10,7 +10,7 @@ from app.engine.jobs import Lane
 
 @dataclass
 class Cost:
-    """Seconds of a batch as a + b * x, by least squares over recent batches; x is its images or its pixels."""
+    """Seconds of the whole device as a + b * x, by least squares over recent batches; x is their images or pixels."""
 
     MEMORY = 0.95  # weight of the past at each new batch: about the last twenty count
     MINIMUM = 5  # batches before a prediction is made
@@ -65,7 +65,7 @@ class Costs:
         return Lane(model, (1, max(1, round(pixels))))
 
     def of_batch(self, lane: Lane, size: int) -> float | None:
-        """Seconds of a batch of so many images, or None as long as too little is known."""
+        """Seconds of the whole device for so many images at once, or None as long as too little is known."""
         cost = self._lanes.get(lane)
         if cost is not None and (own := cost.predict(size)) is not None:
             return own

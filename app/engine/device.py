@@ -70,10 +70,12 @@ class Ran:
     Attributes:
         outcomes: one per image, in order
         fits: if the device ran out of memory, the most images that it took at once
+        share: of the device that the batch had
     """
 
     outcomes: list[Outcome]
     fits: int | None = None
+    share: float = 1.0
 
 
 class Device(Protocol):

@@ -52,7 +52,7 @@ class Engine:
         self.state: State = "loading"
         self._worker = worker
         self._metrics = metrics
-        self._accounts = Accounts(metrics, self.device, policy.slots)
+        self._accounts = Accounts(metrics, self.device)
         self._stall_timeout = stall_timeout
         self._scheduler: Scheduler[Waiting] = Scheduler(policy)
         self._threads = DeviceThreads(worker, policy.slots)
@@ -289,7 +289,7 @@ class Engine:
         outcomes = done.outcomes
         clean = not any(isinstance(outcome, ServiceError) for outcome in outcomes)
         self._scheduler.completed(
-            batch, len(done.jobs), done.seconds if clean else None, time.monotonic(), done.ran.fits
+            batch, len(done.jobs), done.device_seconds if clean else None, time.monotonic(), done.ran.fits
         )
         self._dispatch()
         self._accounts.retries(self._scheduler.retry_ratios())

@@ -79,7 +79,6 @@ class Batch(Generic[Payload]):
     Attributes:
         reason: why it is no larger: by count, by pixels, or no more were waiting
         formed, started: when; None as long as it waits for the device
-        beside: seconds that others ran meanwhile, each counted; of those that have ended
     """
 
     lane: Lane
@@ -87,22 +86,3 @@ class Batch(Generic[Payload]):
     reason: Reason
     formed: float
     started: float | None = None
-    beside: float = 0.0
-
-    def ended(self, others: Sequence[Batch[Payload]], seconds: float) -> float:
-        """Note for how long others ran beside this one, and this one beside them.
-
-        Args:
-            others: that run still
-            seconds: that this one took
-
-        Returns:
-            the seconds of the whole device that it had: half of those in which one other ran
-        """
-        if self.started is None or seconds <= 0:
-            return seconds
-        for other in others:
-            if other.started is not None:
-                both = max(0.0, self.started + seconds - max(self.started, other.started))
-                self.beside, other.beside = self.beside + both, other.beside + both
-        return seconds * seconds / (seconds + self.beside)

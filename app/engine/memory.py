@@ -22,8 +22,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGER_THAN_ANY_BLOCK, MOST_OF_OLD = 1 << 30, 1 << 25  # bytes; the second is all that glibc before 2.35 takes
 ALIGNMENT = 64  # bytes, of a cache line: where kept arrays begin
 MOST_TENSORS = 3  # of a trace
-# Objects more than before at which the new ones are looked at, 5 ms at the most; all are, after 2000 times.
-YOUNG_AND_OLD = 2000, 1, 1000
+# Objects more than before at which the new ones are looked at, 5 ms at the most; all are, after 200 times.
+YOUNG_AND_OLD = 2000, 1, 100
 LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
 
 
@@ -68,8 +68,9 @@ def give_back() -> None:
 def settle() -> None:
     """Take all there is for lasting: frozen, it no longer holds up each collection of garbage.
 
-    From then on garbage is looked for rarely. A request leaves none that its references don't free, but the objects of
-    those that wait made Python look at everything once a second, a tenth of one each time with five thousand results.
+    From then on garbage is looked for rarely. Requests leave next to none that references don't free (tests see to
+    pictures), but the objects of those that wait made Python look at all there is once a second, for a tenth of one
+    with five thousand results.
     """
     gc.collect()
     gc.freeze()

@@ -71,6 +71,7 @@ class Promises:
         self._tally = _tally(())  # of the line
         self._kept = 0.0
         self._ended = 0.0
+        self.looked = 0.0  # when it was last seen whose turn had come
         self._lateness = Surprise(mean=0.5, deviation=0.25)  # as `Retry-After` makes it
         self._ratios: list[float] = []
 
@@ -151,6 +152,10 @@ class Promises:
         """The first whose turn has not come."""
         return next((promise for promise in self._line if not promise.called), None)
 
+    def turn(self, promise: Promise, now: float) -> float:
+        """When its turn would have come, if it has by now: when it was due, unless it had not when that was seen."""
+        return promise.due if self.looked < promise.due <= now else now
+
     def call(self, promise: Promise, now: float) -> None:
         """A promise's turn has come: note how well its time was told."""
         promise.called = True
@@ -181,7 +186,7 @@ class Promises:
 
     def _end(self, promise: Promise, now: float) -> None:
         if not promise.called:
-            self.call(promise, now)
+            self.call(promise, self.turn(promise, now))
         self._tally[promise.returned].add(promise, -1)
         del self._line[self._index(promise)]
         del self._of_caller[promise.caller]

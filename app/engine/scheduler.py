@@ -50,7 +50,6 @@ class Scheduler(Generic[Payload]):
         self._forecast = Forecast(self._costs, self._limits)
         self._surprise = Surprise()
         self._promises = Promises()
-        self._called = 0.0
         self._places = Places(policy.max_queue_size, policy.max_queue_bytes)
 
     def __len__(self) -> int:
@@ -153,13 +152,12 @@ class Scheduler(Generic[Payload]):
 
         Args:
             size: images that were run, without those whose callers had left
-            seconds: that it took; None if that is not worth learning from
+            seconds: of the whole device that it took; None if that is not worth learning from
             fits: if it ran out of memory, the most images that were run at once
         """
         self._running.remove(batch)
-        own = batch.ended(self._running, now - (batch.started or now) if seconds is None else seconds)
         if seconds is not None and size:
-            self._costs.learn(batch.lane, size, own)
+            self._costs.learn(batch.lane, size, seconds)
         if fits is None:
             self._limits.passed(batch.lane, size)
         else:
@@ -260,8 +258,8 @@ class Scheduler(Generic[Payload]):
         if (work := self._work(job, now)) is None:
             return None
         total, last = work
-        # Its own batch has a part of the device, if others run beside it.
-        own = last * self.policy.slots if total > last else last
+        # Its own batch has a part of the device, as long as others run beside it.
+        own = last + min(total - last, last * (self.policy.slots - 1))
         return total - last + own, own
 
     def _work(self, extra: Job[Any] | None, now: float) -> tuple[float, float] | None:
@@ -290,11 +288,11 @@ class Scheduler(Generic[Payload]):
 
     def _call(self, now: float) -> None:
         """Note which of those who were refused would be let in now."""
-        self._promises.lapse(now)
         while (promise := self._promises.next_in_line()) is not None:
-            moment = promise.due if self._called < promise.due <= now else now
+            moment = self._promises.turn(promise, now)
             job = Job(promise.model, promise.caller, promise.nbytes, moment + promise.allowed, None, promise.passes)
             if self._refusal(job, self._kept_free(job, moment), moment) is not None:
                 break
             self._promises.call(promise, moment)
-        self._called = now
+        self._promises.looked = now
+        self._promises.lapse(now)

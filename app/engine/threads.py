@@ -24,12 +24,17 @@ class Finished:
 
     Attributes:
         jobs: those whose callers were still there when it started
-        seconds: on the device
+        seconds: that it ran
     """
 
     jobs: list[Job[Waiting]]
     ran: Ran
     seconds: float
+
+    @property
+    def device_seconds(self) -> float:
+        """Of the whole device, of which it may have had a share."""
+        return self.seconds * self.ran.share
 
     @property
     def outcomes(self) -> list[Outcome]:

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -123,9 +122,9 @@ class Worker:
         image = Image(torch.zeros(*usual, 3, dtype=torch.uint8), usual, wants_traces=True)
         for count in self._warm_up_batches(usual[0] * usual[1]):
             for beside in (False, False, True, True):  # alone if nothing runs, and as beside another
-                outcomes = self._pass(key, self.stage([image] * count), beside=beside)
+                outcomes, _ = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and self._free_memory():
-                    outcomes = self._pass(key, self.stage([image] * count), beside=beside)
+                    outcomes, _ = self._pass(key, self.stage([image] * count), beside=beside)
                 if isinstance(outcomes, OutOfMemory) and count > 1:
                     break  # such batches will be split
                 if isinstance(outcomes, ServiceError):
@@ -153,21 +152,22 @@ class Worker:
         Raises:
             DeviceError: the device has failed for good
         """
-        outcomes = self._pass(key, staged)
+        outcomes, share = self._pass(key, staged)
         if not isinstance(outcomes, ServiceError):
-            return Ran(outcomes)
+            return Ran(outcomes, share=share)
         count = len(staged.images)
         # Only out here, past the handler, does nothing hold on to the failed pass.
         if isinstance(outcomes, OutOfMemory) and self._free_memory():
             return self.run(key, staged)
         if count == 1:
-            return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None)
+            return Ran([outcomes], fits=0 if isinstance(outcomes, OutOfMemory) else None, share=share)
         first = self.run(key, staged.take(range(count // 2)))
         second = self.run(key, staged.take(range(count // 2, count)))
         outcomes_of_both = first.outcomes + second.outcomes
         if not isinstance(outcomes, OutOfMemory) and first.fits is None and second.fits is None:
-            return Ran(outcomes_of_both)
-        return Ran(outcomes_of_both, max(count // 2 if half.fits is None else half.fits for half in (first, second)))
+            return Ran(outcomes_of_both, share=share)
+        fits = max(count // 2 if half.fits is None else half.fits for half in (first, second))
+        return Ran(outcomes_of_both, fits, share)
 
     def memory(self) -> dict[str, int]:
         """Bytes on the device by kind; nothing where torch doesn't count them."""
@@ -187,10 +187,11 @@ class Worker:
         with contextlib.suppress(OSError, AttributeError):  # Linux alone has priorities for threads
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
-    def _pass(self, key: str, staged: Staged, *, beside: bool = False) -> list[Outcome] | ServiceError:
+    def _pass(self, key: str, staged: Staged, *, beside: bool = False) -> tuple[list[Outcome] | ServiceError, float]:
+        """What came of a batch, and the share of the device that it had."""
         run = partial(self._pass_here, key, staged)
         if self._cores is None:
-            return run()
+            return run(), 1.0
         return self._cores.run(run, beside=beside)
 
     def _pass_here(self, key: str, staged: Staged) -> list[Outcome] | ServiceError:
@@ -214,14 +215,10 @@ class Worker:
             raise
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
-            # The traceback is kept for the log; the tensors in its frames would be kept with it.
-            traceback.clear_frames(exc.__traceback__)
             if any(name in str(exc) for name in HOST_IS_FULL):
                 return memory
             self._check_device(exc)
-            error = InferenceFailed(failure)
-            error.__cause__ = exc
-            return error
+            return InferenceFailed(failure).because(exc)
 
     def _load(self, spec: ModelSpec) -> Resident:
         segmentor = load_model(spec)

@@ -24,7 +24,7 @@ from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connecte
 from app.api.errors import problems, to_problem
 from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
-from app.api.parameters import describe_header, describe_query, read_header, read_query
+from app.api.parameters import BareRoute, describe_header, describe_query, read_header, read_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, JSON, choose_format, fitting_type, render_file, render_json
 from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
@@ -34,7 +34,7 @@ from app.errors import InvalidParameter, ServiceError
 from app.results import new_id
 from app.timings import Timings
 
-router = APIRouter()
+router = APIRouter(route_class=BareRoute)
 
 TIMEOUT, POSITIVE = "x-request-timeout-seconds", TypeAdapter[float](Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
@@ -145,7 +145,7 @@ def _check_room(services: Services, orders: list[Order], nbytes: int) -> Failure
         try:
             services.engine.check_room(order.model, order.caller, nbytes, order.deadline, order.passes)
         except ServiceError as exc:
-            refused[order.model] = exc
+            refused[order.model] = exc.with_traceback(None)
     if len(refused) == len(orders):
         raise refused[orders[0].model]
     return refused
@@ -177,6 +177,8 @@ async def _segment_by_all(
     found, failed = [], dict(refused)
     for order, outcome in zip(admitted, outcomes, strict=True):
         if isinstance(outcome, ServiceError):
+            # Their frames hold the picture; those of an error that is raised again are let go of by Starlette.
+            outcome.__traceback__ = outcome.__context__ = None
             failed[order.model] = outcome
         elif isinstance(outcome, BaseException):
             raise outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from app.api import decoding
 from app.api.decoding import Picture
 from app.api.dependencies import Services
 from app.api.schemas import SegmentQuery
-from app.errors import DeadlineExceeded, InvalidParameter, TooLarge, UnsupportedImage
+from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, TooLarge, UnsupportedImage
 from app.timings import Timings
 from models import list_models
-from tests.fakes import until
+from tests.fakes import FakeDevice, until
+
+NAMES = "nonlocal-mobilenetv2-camvid,ccnet-mobilenetv2-camvid"
 
 
 @pytest.fixture
@@ -106,12 +109,17 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+async def no_picture_is_left() -> None:
+    # A thread may not have let go of the last yet.
+    await until(lambda: not any(isinstance(held, Picture) for held in gc.get_objects()), seconds=10)
+
+
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize(
     ("share", "query", "status"),
     [
         (1, "", 200),
-        (1, "?model=nonlocal-mobilenetv2-camvid,ccnet-mobilenetv2-camvid", 200),
+        (1, f"?model={NAMES}", 200),
         (1, "?scales=0.5,0.5,0.5,0.5,0.5&flip=true&crop=32x32", 422),
         (0.9, "", 400),
         (0.5, "", 400),
@@ -126,5 +134,64 @@ async def test_no_picture_waits_for_the_collector_of_garbage(
     for _ in range(3):
         reply = await client.post(f"/segment{query}", content=body)
         assert reply.status_code == status, reply.text
-    # A thread may not have let go of the last yet.
-    await until(lambda: not any(isinstance(held, Picture) for held in gc.get_objects()), seconds=10)
+    await no_picture_is_left()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("query", ["", f"?model={NAMES}"])
+async def test_no_picture_is_left_by_who_has_no_time(
+    client: httpx.AsyncClient, street: bytes, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(decoding, "decode", lambda *_: gate.wait(60))
+    try:
+        reply = await client.post(f"/segment{query}", content=street, headers={"x-request-timeout-seconds": "0.1"})
+    finally:
+        gate.set()
+    assert reply.status_code == 504
+    await no_picture_is_left()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("query", ["", f"?model={NAMES}"])
+async def test_no_picture_is_left_by_a_bug(
+    client: httpx.AsyncClient, street: bytes, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "decode", fail)
+    logging.disable(logging.CRITICAL)  # pytest keeps what is logged, with its traceback
+    try:
+        reply = await client.post(f"/segment{query}", content=street)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert reply.status_code == 500
+    await no_picture_is_left()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_no_picture_is_left_by_models_that_fail(
+    client: httpx.AsyncClient, services: Services, street: bytes, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    async def segment(job: Any, images: Any) -> Any:
+        if job.model in NAMES.split(",")[:failing]:
+            raise InferenceFailed("it failed")
+        return await whole(job, images)
+
+    whole = services.engine.segment
+    monkeypatch.setattr(services.engine, "segment", segment)
+    reply = await client.post(f"/segment?model={NAMES}", content=street)
+    assert reply.status_code == (200 if failing == 1 else 500)
+    await no_picture_is_left()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_no_picture_is_left_by_a_model_that_is_not_there(serve: Any, huge_header: bytes) -> None:
+    first, second = NAMES.split(",")
+    async with serve(worker=FakeDevice(), models=second) as (_, client, _):
+        for names in (NAMES, first):
+            reply = await client.post(f"/segment?model={names}", content=huge_header)
+            assert reply.status_code == 503
+        await no_picture_is_left()

@@ -19,14 +19,16 @@ def caller() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "caller", initializer=compute_on, initargs=(1,))
 
 
-@pytest.mark.parametrize(("threads", "slots", "share"), [(4, 2, 2), (2, 2, 1), (1, 2, 1), (3, 1, 3)])
+@pytest.mark.parametrize(
+    ("threads", "slots", "share", "whole"), [(4, 2, 2, 1.0), (2, 2, 1, 1.0), (1, 2, 1, 0.5), (3, 1, 3, 1.0)]
+)
 def test_a_pass_alone_has_all_cores_and_its_own_thread(
-    threads: int, slots: int, share: int, caller: ThreadPoolExecutor
+    threads: int, slots: int, share: int, whole: float, caller: ThreadPoolExecutor
 ) -> None:
     cores = Cores(threads, slots, lambda: None)
     for _ in range(2):
-        assert caller.submit(cores.run, where).result() == (threads, "alone_0")
-    assert caller.submit(cores.run, where, beside=True).result() == (share, "caller_0")
+        assert caller.submit(cores.run, where).result() == ((threads, "alone_0"), whole)
+    assert caller.submit(cores.run, where, beside=True).result() == ((share, "caller_0"), 1 / slots)
 
 
 def test_torch_s_choice_without_one() -> None:
@@ -47,12 +49,12 @@ def test_passes_side_by_side_have_their_share_until_one_is_alone_again(
     other = ThreadPoolExecutor(1, "other")
     alone = other.submit(cores.run, first)
     assert started.wait(60)
-    assert caller.submit(cores.run, where).result() == (2, "caller_0")
+    assert caller.submit(cores.run, where).result() == ((2, "caller_0"), 0.5)
     go.set()
-    assert alone.result() == (4, "alone_0"), "whoever asked for less meanwhile"
-    assert caller.submit(cores.run, where).result() == (2, "caller_0"), "another may come any moment"
+    assert alone.result() == ((4, "alone_0"), 1.0), "whoever asked for less meanwhile"
+    assert caller.submit(cores.run, where).result() == ((2, "caller_0"), 0.5), "another may come any moment"
     monkeypatch.setattr("app.engine.cores.LULL", 0.0)
-    assert caller.submit(cores.run, where).result() == (4, "alone_0")
+    assert caller.submit(cores.run, where).result() == ((4, "alone_0"), 1.0)
 
 
 def test_what_fails_makes_room_too() -> None:
@@ -60,7 +62,7 @@ def test_what_fails_makes_room_too() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             cores.run(lambda: 1 / 0)
-        assert cores.run(where) == (4, "alone_0")
+        assert cores.run(where) == ((4, "alone_0"), 1.0)
 
 
 def test_the_thread_is_entered_first() -> None:

@@ -56,6 +56,7 @@ async def engine(device: FakeDevice, spec: ModelSpec, metrics: Metrics) -> Async
 
 @pytest.fixture
 async def two_slots(device: FakeDevice, spec: ModelSpec, metrics: Metrics) -> AsyncIterator[Engine]:
+    device.slots = 2
     engine = Engine(device, [spec], TWO_SLOTS, metrics, LONG)
     yield engine
     device.gate.set()

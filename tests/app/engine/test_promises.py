@@ -179,10 +179,20 @@ def test_turns_come_in_order_and_are_compared_with_what_was_told() -> None:
     assert following.caller == "y"
     promises.keep("x", first)
     assert promises.ratios() == [pytest.approx(1.0)]
+    promises.looked = second + Promises.GRACE  # and its turn had not come
     promises.lapse(second + Promises.GRACE + 1.0)
     assert promises.next_in_line() is None
     assert promises.ratios() == [pytest.approx(1 + (Promises.GRACE + 1.0) / second)], "the turn never came"
     assert promises.ratios() == []
+
+
+def test_a_turn_that_nobody_saw_come_came_when_it_was_due() -> None:
+    promises = Promises()
+    first = told(promises, "comes late", 0.0, 2.0)
+    told(promises, "never comes", 0.0, 3.0)
+    promises.keep("comes late", first + 1.0)
+    promises.lapse(60.0)
+    assert promises.ratios() == [pytest.approx(1.0)] * 2
 
 
 def test_the_line_has_an_end_but_everyone_is_told_something(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -432,28 +432,37 @@ def test_the_predicted_wait_is_what_runs_and_what_waits() -> None:
     assert scheduler.predicted_wait(3.0) == pytest.approx(full + rest)
 
 
-def learnt_on_two_slots(seconds: float, *, together: bool) -> Scheduler[int]:
-    """A scheduler that has seen images of so many seconds, one at a time or always two at once."""
-    scheduler: Scheduler[int] = Scheduler(Policy(1, 10_000, 1000, 1_000_000, slots=2))
-    for _ in range(10):
-        waiting(scheduler, *[SMALL] * (1 + together))
-        batches = [started(scheduler) for _ in range(1 + together)]
-        for batch in batches:
-            scheduler.completed(batch, 1, seconds, seconds)
-    return scheduler
+def learnt_on_two_slots() -> Scheduler[int]:
+    """A scheduler that has seen images of 1 s of the whole device each."""
+    return learnt(Policy(1, 10_000, 1000, 1_000_000, slots=2), fixed=1.0, each=0.0)
 
 
-def test_what_ran_alone_had_the_whole_device_and_what_ran_beside_another_half_of_it() -> None:
-    alone, beside = learnt_on_two_slots(1.0, together=False), learnt_on_two_slots(2.0, together=True)
-    for scheduler in (alone, beside):
-        waiting(scheduler, *[SMALL] * 16)
-        assert scheduler.predicted_wait(0.0) == pytest.approx(16.0)
+def test_what_waits_takes_as_long_on_two_slots_as_on_one() -> None:
+    scheduler = learnt_on_two_slots()
+    waiting(scheduler, *[SMALL] * 16)
+    assert scheduler.predicted_wait(0.0) == pytest.approx(16.0)
 
 
-def test_a_job_takes_longer_beside_others() -> None:
-    scheduler = learnt_on_two_slots(1.0, together=False)
+def test_a_job_takes_longer_as_long_as_others_run_beside_it() -> None:
+    scheduler = learnt_on_two_slots()
     first, second, third = waiting(scheduler, *[SMALL] * 3)
     assert [first.predicted, second.predicted, third.predicted] == pytest.approx([1, 1 + 2, 2 + 2])
+    batch = started(scheduler)
+    for job in (second, third):
+        scheduler.cancel(job)
+    (late,) = waiting(scheduler, SMALL, now=0.9)
+    assert batch.jobs == [first]
+    assert late.predicted == pytest.approx(0.1 + 1.1), "its neighbour is about to end"
+
+
+def test_who_was_let_in_alone_stays_in_though_another_begins() -> None:
+    scheduler = learnt_on_two_slots()
+    job = a_job(deadline=2.3)
+    scheduler.admit(job, 0.0)
+    waiting(scheduler, SMALL)
+    started(scheduler)
+    scheduler.submit(job, SMALL, 100, 0.8)  # 0.2 s of the other, and 1.2 of its own: no hope, if it were twice as long
+    assert len(scheduler) == 1
 
 
 def test_images_not_decoded_yet_count_as_those_before_them() -> None:
