@@ -17,7 +17,7 @@ from benchmarks.peers.catalog import Server, environment
 from benchmarks.peers.figures import Figures, Record
 from benchmarks.peers.images import Bodies, differing_pixels
 from benchmarks.peers.plan import FORM_TYPE, Plan, form
-from benchmarks.peers.processes import ROOT, Meter, Processes, ServerFailed, Watch, running
+from benchmarks.peers.processes import ROOT, Meter, Processes, ServerFailed, Watch, running, wait_until_free
 from benchmarks.peers.tuning import Tuning
 
 PORT = 18780
@@ -118,6 +118,7 @@ def serving(
     values = {"port": str(PORT), "workers": str(tuning.workers)}
     command = [part.format(**values) for part in server.command]
     own = {**environment(server, tuning, PORT, client.scratch), **(settings if server.is_ours else {})}
+    wait_until_free(PORT)
     with running(command, own, client.scratch / f"{server.name}.log") as processes:
         processes.wait_until(lambda: post(server, bodies, 0))
         up = Running(server, processes, client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -26,6 +27,21 @@ Watch = Callable[[float, float, float], object]  # seconds, PSS and RSS in MB
 
 class ServerFailed(Exception):
     """A server did not come up, or went down."""
+
+
+def wait_until_free(port: int) -> None:
+    """Wait until whoever listened there is gone: Ray's proxy outlives its signal by seconds, if it has a backlog.
+
+    Raises:
+        ServerFailed: it stays
+    """
+    give_up = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < give_up:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        time.sleep(0.1)
+    raise ServerFailed(f"port {port} is still taken after {START_TIMEOUT:g} s")
 
 
 class Processes:

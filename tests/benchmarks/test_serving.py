@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.peers import processes
 from benchmarks.peers.bench import choose, rotated, tuning_of
 from benchmarks.peers.catalog import OURS, environment, ours, peers, reduced
 from benchmarks.peers.figures import (
@@ -28,7 +30,7 @@ from benchmarks.peers.figures import (
 )
 from benchmarks.peers.pipeline import Emulated, by_shape
 from benchmarks.peers.plan import Plan, form
-from benchmarks.peers.processes import ServerFailed
+from benchmarks.peers.processes import ServerFailed, wait_until_free
 from benchmarks.peers.report import tables
 from benchmarks.peers.tuning import Tuning
 
@@ -199,3 +201,12 @@ def test_emulated_masks_have_their_images_sizes() -> None:
     images = [np.zeros((*size, 3), np.uint8) for size in ((8, 16), (8, 8), (8, 16))]
     masks = Emulated((0.0, 0.0)).predict(images)
     assert [mask.shape for mask in masks] == [(8, 16), (8, 8), (8, 16)]
+
+
+def test_a_server_waits_for_the_port_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "START_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        port = before.getsockname()[1]
+        with pytest.raises(ServerFailed, match=f"port {port} is still taken"):
+            wait_until_free(port)
+    wait_until_free(port)
