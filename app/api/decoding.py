@@ -67,7 +67,7 @@ class Picture:
                 decoding.cancel()  # it may not have begun yet
                 self._decoding = None  # else the picture and the frames of its error would hold each other
         if isinstance(found, ServiceError):
-            raise copy(found)
+            raise found
         return found
 
     async def _decode(self) -> list[Prepared]:
