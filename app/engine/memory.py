@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGER_THAN_ANY_BLOCK, MOST_OF_OLD = 1 << 30, 1 << 25  # bytes; the second is all that glibc before 2.35 takes
 ALIGNMENT = 64  # bytes, of a cache line: where kept arrays begin
 MOST_TENSORS = 3  # of a trace
-# Objects more than before at which the new ones are looked at, 5 ms at the most; all are, after 200 times.
+# Objects more than before at which the new ones are looked at, for some milliseconds; all are, after 200 times.
 YOUNG_AND_OLD = 2000, 1, 100
 LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
 
