@@ -111,6 +111,14 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """Pytest keeps logged errors, with their tracebacks. By `disable` alone: loggers remember whether they log."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 async def no_picture_is_left() -> None:
     # A thread may not have let go of the last yet.
     await until(lambda: not any(isinstance(held, Picture) for held in gc.get_objects()), seconds=10)
@@ -154,7 +162,7 @@ async def test_no_picture_is_left_by_who_has_no_time(
     await no_picture_is_left()
 
 
-@pytest.mark.usefixtures("no_collector")
+@pytest.mark.usefixtures("no_collector", "no_log")
 @pytest.mark.parametrize("query", ["", f"?model={NAMES}"])
 async def test_no_picture_is_left_by_a_bug(
     client: httpx.AsyncClient, street: bytes, monkeypatch: pytest.MonkeyPatch, query: str
@@ -163,7 +171,6 @@ async def test_no_picture_is_left_by_a_bug(
         raise MemoryError
 
     monkeypatch.setattr(decoding, "decode", fail)
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps logged errors' tracebacks
     reply = await client.post(f"/segment{query}", content=street)
     assert reply.status_code == 500
     await no_picture_is_left()
