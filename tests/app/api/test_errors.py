@@ -206,6 +206,20 @@ def test_every_error_has_a_status_and_a_title(kind: type[ServiceError]) -> None:
     assert b'"detail":"a sentence","instance":"an-id","error":"a sentence"' in reply.body
 
 
+@pytest.mark.parametrize(("kind", "logged"), [(errors.InferenceFailed, True), (errors.MalformedBody, False)])
+def test_a_cause_is_logged_if_the_server_is_to_blame(
+    caplog: pytest.LogCaptureFixture, kind: type[ServiceError], logged: bool
+) -> None:
+    try:
+        raise ValueError("secret words")
+    except ValueError as exc:
+        error = kind("a sentence").because(exc)
+    assert b"secret" not in to_response(error, "an-id").body
+    found = [record.getMessage() for record in caplog.records]
+    assert found == (["an-id: a sentence"] if logged else [])
+    assert ("Traceback" in caplog.text and 'raise ValueError("secret words")' in caplog.text) == logged
+
+
 @pytest.mark.parametrize(("seconds", "header"), [(0.01, "1"), (1.0, "1"), (1.2, "2"), (30, "30")])
 def test_retry_after_is_an_integer_and_not_too_early(seconds: float, header: str) -> None:
     reply = to_response(errors.QueueFull("full", limit=1, actual=2, retry_after=seconds), "an-id")
