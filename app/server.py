@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,9 +21,8 @@ IDLE_TIMEOUT = 75
 SENDING_TIMEOUT = 5
 # Whom the last answers set free come again at once: they shall be refused in words, not find the port closing on them.
 STILL_LISTENING = 0.2
-# Of the port's second file: above those of some thousand connections, and below 1024, the limit that systems have by
-# themselves.
-HIGH_NUMBER = 1000
+# Number of the port's second file at most: above those of as many connections. The kernel's table of files is as long.
+HIGHEST_FILE = 1 << 16
 
 
 class Server(uvicorn.Server):
@@ -59,9 +57,9 @@ class Server(uvicorn.Server):
             import fcntl  # other systems may have none
 
             listeners = [listener for server in self.servers for listener in server.sockets]
-            with suppress(OSError):  # fewer files are allowed: it is as it would be by itself
-                for listener in listeners:  # each the first number that is free from there on
-                    self._copies.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH_NUMBER))
+            high = min(_allow_files(), HIGHEST_FILE) - len(listeners)
+            for listener in listeners:  # each the first number that is free from there on
+                self._copies.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._give_notice()
@@ -91,3 +89,16 @@ class Server(uvicorn.Server):
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda *_: setattr(self, "should_exit", True))
         self.run()
+
+
+def _allow_files() -> int:
+    """Have all files that the system grants: each connection is one, and idle ones fill the 1024 that many begin with.
+
+    Returns:
+        how many
+    """
+    import resource  # other systems may have none
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most

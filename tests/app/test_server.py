@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -115,6 +116,20 @@ async def test_an_idle_connection_is_left_to_its_client() -> None:
             await asyncio.wait_for(reader.readuntil(b"HTTP/1.1 200"), 10)  # after the body of the one before
             await asyncio.sleep(pause)
         writer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems may have no such limit")
+async def test_it_has_all_the_files_it_may_have() -> None:
+    """Or a thousand idle connections would keep everyone out, probes as well."""
+    import resource
+
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1, most))
+    try:
+        async with running(drain_timeout=60):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 async def test_what_cannot_be_finished_is_told_so() -> None:
