@@ -12,10 +12,11 @@ import time
 import uvicorn
 from fastapi import FastAPI
 
+from app.connection import Connection
 from app.settings import Settings
 
-# Of a connection without requests. Who closes first can lose one that is on its way, so it shall be the client or the
-# proxy: they wait up to a minute, most of them.
+# Of a connection without requests, or with half of one's head. Who closes first can lose one that is on its way, so it
+# shall be the client or the proxy: they wait up to a minute, most of them.
 IDLE_TIMEOUT = 75
 # Once the engine has answered everyone, all that is left is to send these answers.
 SENDING_TIMEOUT = 5
@@ -36,6 +37,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(PURE, PURE),
     "app.engine.scheduler": {*PURE, "app.errors"},
     "app.api": {"app", "models"},
-    "app.server": {"app.api.dependencies", "app.settings"},
+    "app.connection": set(),
+    "app.server": {"app.api.dependencies", "app.connection", "app.settings"},
     "app.main": {"app", "models"},
     "app.__main__": {"app", "models"},
     "models": {"models"},
@@ -80,6 +81,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "app.regions": {"torch", "asyncio", *WEB},
     "app.logs": {"torch", "asyncio", *WEB},
     "app.traces": {"torch", "asyncio", *WEB},
+    "app.connection": {"torch", "fastapi", "starlette"},
 }
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE: dict[str, str] = {

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from app import server
 from app.api.dependencies import Services
 from app.main import create_app
 from app.server import Server
@@ -115,6 +116,14 @@ async def test_an_idle_connection_is_left_to_its_client() -> None:
             writer.write(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
             await asyncio.wait_for(reader.readuntil(b"HTTP/1.1 200"), 10)  # after the body of the one before
             await asyncio.sleep(pause)
+        writer.close()
+
+
+async def test_a_connection_that_asks_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_TIMEOUT", 1)
+    async with running(drain_timeout=60) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.client.base_url.port)
+        assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
 
 

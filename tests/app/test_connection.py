@@ -1,0 +1,130 @@
+"""How long, and how large, the head of a request may be: over real connections to uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app.connection import MAX_HEAD_BYTES, Connection
+from tests.fakes import until
+
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+TIMEOUT = 1
+
+Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body; a path is how many seconds that takes."""
+    length, more = 0, scope["method"] == "POST"
+    while more:
+        message = await receive()
+        length, more = length + len(message["body"]), message["more_body"]
+    await asyncio.sleep(float(scope["path"].strip("/") or 0))
+    body = str(length).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opened]:
+    """A connection to a server whose idle ones have a second."""
+    config = uvicorn.Config(app, port=0, http=Connection, lifespan="off", log_config=None, timeout_keep_alive=TIMEOUT)
+    server = uvicorn.Server(config)
+    with server.capture_signals():
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
+        yield reader, writer
+        writer.close()
+        server.should_exit = True
+        await asyncio.wait_for(task, 60)
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    """The body of a 200."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    assert head.startswith(b"HTTP/1.1 200"), head
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return await asyncio.wait_for(reader.readexactly(length), 30)
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the server closes a connection, and says nothing."""
+    with suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(), 30) == b""
+    return True
+
+
+@pytest.mark.parametrize("begun", [b"", b"GE", b"GET / HTTP/1.1\r\nHost: he", GET[:-1], b"\r\n"])
+async def test_a_connection_without_a_whole_request_is_closed(opened: Opened, begun: bytes) -> None:
+    reader, writer = opened
+    writer.write(begun)
+    assert await is_closed(reader)
+
+
+@pytest.mark.parametrize("whole", [b"", GET, GET * 2])
+async def test_a_byte_now_and_then_gives_no_more_time(opened: Opened, whole: bytes) -> None:
+    reader, writer = opened
+    writer.write(whole)
+    for _ in range(whole.count(GET)):
+        assert await answer(reader) == b"0"
+    closed = asyncio.create_task(is_closed(reader))
+    for byte in b"GET / HTTP/1.1\r\n" + b"x" * 10_000:
+        writer.write(bytes([byte]))
+        if (await asyncio.wait([closed], timeout=0.1))[0]:
+            break
+    assert await closed
+
+
+async def test_so_is_one_whose_body_nobody_waits_for(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nContent-Length: 99999\r\n\r\n")
+    assert await answer(reader) == b"0"
+    closed = asyncio.create_task(is_closed(reader))
+    while not closed.done():
+        writer.write(b"x")
+        await asyncio.wait([closed], timeout=0.1)
+    assert await closed
+
+
+async def test_a_request_may_take_longer(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(GET.replace(b"/ ", b"/1.5 ", 1))
+    assert await answer(reader) == b"0"
+    writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n\r\n")
+    for _ in range(5):
+        await asyncio.sleep(0.4)
+        writer.write(b"x")
+    assert await answer(reader) == b"5"
+
+
+async def test_bodies_are_no_heads(opened: Opened) -> None:
+    reader, writer = opened
+    for _ in range(3):
+        writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000))
+        assert await answer(reader) == b"300000"
+
+
+async def test_a_large_head_is_read(opened: Opened) -> None:
+    reader, writer = opened
+    large = b"GET / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n\r\n"
+    for _ in range(2):
+        for start in range(0, len(large), 1000):
+            writer.write(large[start : start + 1000])
+            await writer.drain()
+        assert await answer(reader) == b"0"
+
+
+@pytest.mark.parametrize("piece", [b"x", b"x: y\r\n"], ids=["one header", "many"])
+async def test_one_beyond_the_limit_is_refused(opened: Opened, piece: bytes) -> None:
+    reader, writer = opened
+    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nX: " + piece * (MAX_HEAD_BYTES // len(piece)))
+    reply = await asyncio.wait_for(reader.read(), 30)
+    assert reply.startswith(b"HTTP/1.1 431 ")
+    assert reply.endswith(b"has more than %d bytes" % MAX_HEAD_BYTES)
