@@ -14,8 +14,6 @@ from app.connection import MAX_HEAD_BYTES, Connection
 from tests.fakes import until
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
-TIMEOUT = 1
-
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -32,18 +30,26 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-async def opened() -> AsyncIterator[Opened]:
-    """A connection to a server whose idle ones have a second."""
-    config = uvicorn.Config(app, port=0, http=Connection, lifespan="off", log_config=None, timeout_keep_alive=TIMEOUT)
+def patience() -> int:
+    """How long connections may be idle, in seconds."""
+    return 1
+
+
+ample = pytest.mark.parametrize("patience", [60])
+
+
+@pytest.fixture
+async def opened(patience: int) -> AsyncIterator[Opened]:
+    """A connection to a server, as its client has it."""
+    config = uvicorn.Config(app, port=0, http=Connection, lifespan="off", log_config=None, timeout_keep_alive=patience)
     server = uvicorn.Server(config)
-    with server.capture_signals():
-        task = asyncio.create_task(server.serve())
-        await until(lambda: server.started)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
-        yield reader, writer
-        writer.close()
-        server.should_exit = True
-        await asyncio.wait_for(task, 60)
+    task = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
+    yield reader, writer
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(task, 60)
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
@@ -104,6 +110,7 @@ async def test_a_request_may_take_longer(opened: Opened) -> None:
     assert await answer(reader) == b"5"
 
 
+@ample
 async def test_bodies_are_no_heads(opened: Opened) -> None:
     reader, writer = opened
     for _ in range(3):
@@ -111,6 +118,7 @@ async def test_bodies_are_no_heads(opened: Opened) -> None:
         assert await answer(reader) == b"300000"
 
 
+@ample
 async def test_a_large_head_is_read(opened: Opened) -> None:
     reader, writer = opened
     large = b"GET / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n\r\n"
@@ -122,6 +130,7 @@ async def test_a_large_head_is_read(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x", b"x: y\r\n"], ids=["one header", "many"])
+@ample
 async def test_one_beyond_the_limit_is_refused(opened: Opened, piece: bytes) -> None:
     reader, writer = opened
     writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nX: " + piece * (MAX_HEAD_BYTES // len(piece)))
