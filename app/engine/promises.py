@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from app.engine.cost import Surprise
 from app.engine.places import Room
@@ -25,7 +26,8 @@ class Promise:
         due: when it was last told to come back
         passes: that its image was thought to need
         called: its turn has come
-        returned: it came when told, in vain
+        returned: it came when told; in vain, or it is not in yet
+        until: how long it may be on its way in
     """
 
     caller: str
@@ -38,6 +40,7 @@ class Promise:
     passes: int = 1
     called: bool = False
     returned: bool = False
+    until: float = 0.0
 
 
 @dataclass
@@ -119,22 +122,26 @@ class Promises:
                 self._tally[promise.returned].add(promise)
             return promise.seconds
         if self.is_due(held.caller, now):  # the line is slower than was thought
-            if not held.returned:
-                self._note_return(held, now)
-                self._tally[False].add(held, -1)
-                self._tally[True].add(held)
-                held.returned = True
+            self._return(held, now)
             del self._line[self._index(held)]
             held.due = due + self._tally[True].count * seconds_each
             insort(self._line, held, key=_due)
         return held.due - now
 
+    def expect(self, caller: str, until: float, now: float) -> None:
+        """A caller was let past the door: while its body comes, until then at the latest, its place is its own."""
+        promise = self._of_caller.get(caller)
+        if promise is not None:
+            if not promise.called:
+                self.call(promise, self.turn(promise, now))
+            self._return(promise, now)
+            promise.until = until
+
     def keep(self, caller: str, now: float) -> None:
         """A caller was let in, for whatever reason."""
         promise = self._of_caller.get(caller)
         if promise is not None:
-            if not promise.returned:
-                self._note_return(promise, now)
+            self._return(promise, now)
             self._end(promise, now)
 
     def lapse(self, now: float) -> None:
@@ -143,10 +150,11 @@ class Promises:
         while self._came and self._came[0] + self.GRACE < now:
             del self._came[0]
             self._learn(1)
-        while self._line and self._line[0].due + self.GRACE < now:
-            if not self._line[0].returned:
-                self._learn(0)
-            self._end(self._line[0], now)
+        for promise in list(takewhile(lambda one: one.due + self.GRACE < now, self._line)):
+            if promise.until < now:
+                if not promise.returned:
+                    self._learn(0)
+                self._end(promise, now)
 
     def next_in_line(self) -> Promise | None:
         """The first whose turn has not come."""
@@ -180,9 +188,13 @@ class Promises:
             index += 1
         return index
 
-    def _note_return(self, promise: Promise, now: float) -> None:
-        self._lateness.learn(max(0.0, now - promise.due))
-        insort(self._came, promise.due)
+    def _return(self, promise: Promise, now: float) -> None:
+        if not promise.returned:
+            self._lateness.learn(max(0.0, now - promise.due))
+            insort(self._came, promise.due)
+            self._tally[False].add(promise, -1)
+            self._tally[True].add(promise)
+            promise.returned = True
 
     def _end(self, promise: Promise, now: float) -> None:
         if not promise.called:

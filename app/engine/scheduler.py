@@ -89,6 +89,7 @@ class Scheduler(Generic[Payload]):
             each = job.passes * self._seconds_each(job.model)
             refusal.retry_after = self._promises.make(promise, refusal.retry_after or 0.0, each)
             raise refusal
+        self._promises.expect(job.caller, job.deadline, now)
 
     def admit(self, job: Job[Payload], now: float) -> None:
         """Let a job in, whose image is to be decoded yet.

@@ -158,6 +158,29 @@ def test_a_place_is_kept_for_so_long() -> None:
     assert len(promises) == 0
 
 
+def test_a_place_is_kept_while_its_caller_s_body_comes() -> None:
+    promises = Promises()
+    due = told(promises, "x", 0.0, 1.0)
+    promises.expect("x", due + 30.0, due)
+    lost = due + told(promises, "lost", due, 0.1)
+    promises.lapse(due + 29.0)
+    assert promises.is_due("x", due + 29.0)
+    assert not promises.is_due("lost", lost), "those behind it are given up"
+    assert told(promises, "x", due + 29.0, 0.1) < 1.0, "refused after all, it stays in the line"
+    assert promises.ratios() == [pytest.approx(1.0)] * 2, "its turn came as it was let past the door"
+    promises.lapse(due + 32.0)
+    assert len(promises) == 0
+
+
+def test_a_body_that_does_not_come_is_waited_for_no_longer_than_its_deadline() -> None:
+    promises = Promises()
+    due = told(promises, "x", 0.0, 1.0)
+    promises.expect("x", due + 30.0, due)
+    promises.lapse(due + 30.1)
+    assert len(promises) == 0
+    assert promises.share_kept == 1.0, "it did come"
+
+
 def test_who_came_once_in_vain_is_not_counted_among_those_who_never_come() -> None:
     promises = Promises()
     due = told(promises, "x", 0.0, 1.0)

@@ -659,6 +659,18 @@ def test_a_crowd_that_never_comes_back_keeps_nobody_out() -> None:
     assert len(scheduler) == 4
 
 
+def test_whoever_comes_when_told_is_let_in_however_long_its_body_takes() -> None:
+    scheduler = crowded(Policy(4, 10_000, 12, 1_000_000))
+    wait = refusal(scheduler, a_job(caller="early")).retry_after or 0.0
+    for number in range(9):
+        refusal(scheduler, a_job(caller=f"later {number}"))
+    scheduler.completed(scheduler.running[0], 4, 2.5, wait)
+    started(scheduler, wait)
+    scheduler.check(job := a_job(caller="early"), wait)
+    assert isinstance(refusal(scheduler, a_job(caller="new"), wait + 2.1), QueueFull)
+    scheduler.admit(job, wait + 2.1)
+
+
 def test_the_promised_places_never_make_the_queue_longer() -> None:
     scheduler = crowded(Policy(4, 10_000, 12, 1_000_000))
     wait = refusal(scheduler, a_job(caller="early")).retry_after or 0.0
