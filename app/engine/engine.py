@@ -143,7 +143,7 @@ class Engine:
         """
         loaded = self._serving(model)
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        job = Job(model, caller, nbytes, deadline, Waiting(loop.create_future(), loaded), passes)
+        job = Job(model, caller, nbytes, deadline, Waiting(loop.create_future(), loaded, nbytes), passes)
         timer = loop.call_later(deadline - now, self._expire, deadline)
         loaded.hold()
         try:
@@ -175,7 +175,7 @@ class Engine:
         if not job.payload.future.done():
             job.payload.images = tuple(images)
             lane, *further = (Lane(job.model, image.input_size, job.payload.loaded.key) for image in images)
-            nbytes = job.nbytes + sum(image.pixels.nbytes for image in images)
+            nbytes = job.payload.nbytes + sum(image.pixels.nbytes for image in images)
             self._scheduler.submit(job, lane, nbytes, time.monotonic(), further)
             self._dispatch()
         return await job.payload.future

@@ -12,8 +12,10 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from app.engine.cost import Surprise
+from app.engine.jobs import Job
 from app.engine.places import Room
 
 
@@ -96,6 +98,12 @@ class Promises:
         # The line may be long; those who are late are few.
         line, gone = self._expected(self._tally), self._expected(_tally(self._line[:late]))
         return Room(line.passes - gone.passes, line.nbytes - gone.nbytes)
+
+    def recall(self, job: Job[Any]) -> None:
+        """Give a job the place that its caller was promised: its image may have been decoded when it came before."""
+        own = self._of_caller.get(job.caller)
+        if own is not None and job.lane is None:
+            job.passes, job.nbytes = max(job.passes, own.passes), max(job.nbytes, own.nbytes)
 
     def is_due(self, caller: str, now: float) -> bool:
         """Whether a caller was promised a place and comes no earlier than it was told."""

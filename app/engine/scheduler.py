@@ -80,6 +80,7 @@ class Scheduler(Generic[Payload]):
             DeadlineUnreachable: it would be done beyond its deadline
         """
         self._promises.lapse(now)
+        self._promises.recall(job)
         refusal = self._refusal(job, self._kept_free(job, now), now)
         # The device is not kept waiting for those who may come.
         if refusal and self._places.passes < self._enough:

@@ -18,12 +18,14 @@ class Waiting:
     """A caller; its image comes once it has been decoded.
 
     Attributes:
-        images: its image, one for each of the passes that it needs
         loaded: what served the model when it came, and segments its image
+        nbytes: that it holds beside its image
+        images: its image, one for each of the passes that it needs
     """
 
     future: asyncio.Future[Segmentation]
     loaded: Loaded
+    nbytes: int
     images: tuple[Image, ...] = ()
     _passes: dict[int, Timings] = field(default_factory=dict)
     _queued: float = math.inf

@@ -408,6 +408,22 @@ async def test_a_job_is_charged_its_image_and_what_its_caller_holds(engine: Engi
     assert await replies(callers) == [1, 2, 3]
 
 
+async def test_who_comes_back_is_charged_its_image_once(engine: Engine, device: FakeDevice) -> None:
+    await started(engine)
+    callers = [await held(engine, device), *await asked(engine, [2])]
+    image = picture(3)
+    nbytes = POLICY.max_queue_bytes - 2 * image.pixels.nbytes - NBYTES + 1
+    with pytest.raises(QueueFull):
+        await segmented(engine, image, nbytes=nbytes, caller="x")
+    device.gate.set()
+    assert await replies(callers) == [1, 2]
+    callers = [await held(engine, device), asyncio.create_task(segmented(engine, image, nbytes=nbytes, caller="x"))]
+    callers.append(asyncio.create_task(segmented(engine, picture(4), nbytes=NBYTES - 1)))
+    await until(lambda: engine.queue_size == 2)
+    device.gate.set()
+    assert await replies(callers) == [1, 3, 4]
+
+
 async def test_a_deadline_out_of_reach_is_refused_once_costs_are_known(engine: Engine, device: FakeDevice) -> None:
     await started(engine)
     for value in range(1, 7):

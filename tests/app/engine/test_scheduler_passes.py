@@ -89,6 +89,23 @@ def test_a_refused_job_has_lost_its_place(scheduler: Scheduler[None]) -> None:
     assert len(scheduler) == 2
 
 
+def test_who_comes_back_has_the_place_that_its_image_was_found_to_need(scheduler: Scheduler[None]) -> None:
+    queued(scheduler, SMALL, SMALL)
+    job = a_job()
+    scheduler.admit(job, 0.0)
+    with pytest.raises(QueueFull) as refused:
+        scheduler.submit(job, SMALL, 900, 0.0, [SMALL] * 6)
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        scheduler.completed(batch, len(batch.jobs), 1.0, 0.0)
+    now = refused.value.retry_after or 0.0
+    scheduler.admit(job := a_job(), now)
+    assert len(scheduler) == 7
+    with pytest.raises(QueueFull, match="1001 bytes"):  # while it is decoded once more
+        scheduler.check(Job("a", "another", 101, 1e9, None), now)
+    scheduler.submit(job, SMALL, 900, now, [SMALL] * 6)
+    assert len(scheduler) == 7
+
+
 def test_what_is_held_is_shared_among_the_parts(scheduler: Scheduler[None]) -> None:
     queued(scheduler, *[SMALL] * 5, nbytes=600)
     batch = scheduler.next_batch(0.0)
