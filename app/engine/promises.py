@@ -115,7 +115,7 @@ class Promises:
 
         Args:
             wait: seconds that it should take
-            seconds_each: from one place to the next
+            seconds_each: from one pass's place to the next
 
         Returns:
             seconds that the caller is to be told
@@ -132,7 +132,7 @@ class Promises:
         if self.is_due(held.caller, now):  # the line is slower than was thought
             self._return(held, now)
             del self._line[self._index(held)]
-            held.due = due + self._tally[True].count * seconds_each
+            held.due = due + self._tally[True].passes * seconds_each
             insort(self._line, held, key=_due)
         return held.due - now
 

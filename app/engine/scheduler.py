@@ -87,7 +87,7 @@ class Scheduler(Generic[Payload]):
             refusal = self._refusal(job, (Room(), 0.0), now) and refusal
         if refusal is not None:
             promise = Promise(job.caller, job.model, job.nbytes, job.deadline - now, made=now, passes=job.passes)
-            each = job.passes * self._seconds_each(job.model)
+            each = self._seconds_each(job.model)
             refusal.retry_after = self._promises.make(promise, refusal.retry_after or 0.0, each)
             raise refusal
         self._promises.expect(job.caller, job.deadline, now)

@@ -57,6 +57,15 @@ def test_those_who_came_in_vain_do_not_all_come_again_at_once() -> None:
     assert told(promises, "0", 2.2, 0.01) == pytest.approx(0.01 + EACH * 2, abs=0.001)
 
 
+def test_of_those_who_came_in_vain_each_counts_for_its_passes() -> None:
+    promises = Promises()
+    needs = {"one": 1, "many": 30, "another": 1}
+    for caller, passes in needs.items():
+        told(promises, caller, 0.0, 1.0, passes)
+    waits = [told(promises, caller, 2.0, 0.01, passes) for caller, passes in needs.items()]
+    assert waits == [pytest.approx(0.01 + EACH * passes, abs=0.001) for passes in (1, 31, 32)]
+
+
 def test_those_who_came_later_stand_behind() -> None:
     promises = Promises()
     assert promises.ahead("new", 0.0).passes == 0.0
