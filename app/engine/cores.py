@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ class Cores:
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
         self._part = 1 / slots
+        # Of a single core a pass that is alone has the whole, though it has no more threads than beside others.
+        self._whole = 1.0 if self.all > self.share or available() < slots else self._part
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
         self._running = 0
         self._several = -LULL  # when there were last several, by the monotonic clock
@@ -58,13 +61,20 @@ class Cores:
         try:
             if alone:
                 value = self._alone.submit(_on, self.all, function).result()
-                return value, 1.0 if self.all > self.share else self._part
+                return value, self._whole
             return _on(self.share, function), self._part
         finally:
             with self._lock:
                 self._running -= 1
                 if self._running:
                     self._several = time.monotonic()
+
+
+def available() -> int:
+    """Cores that this process may compute on."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def compute_on(cores: int) -> None:

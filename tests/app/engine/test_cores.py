@@ -1,12 +1,13 @@
 """Who computes on how many cores, on which thread."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from app.engine.cores import Cores, compute_on
+from app.engine.cores import Cores, available, compute_on
 
 
 def where() -> tuple[int, str]:
@@ -19,6 +20,11 @@ def caller() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "caller", initializer=compute_on, initargs=(1,))
 
 
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.cores.available", lambda: 4)
+
+
 @pytest.mark.parametrize(
     ("threads", "slots", "share", "whole"), [(4, 2, 2, 1.0), (2, 2, 1, 1.0), (1, 2, 1, 0.5), (3, 1, 3, 1.0)]
 )
@@ -29,6 +35,24 @@ def test_a_pass_alone_has_all_cores_and_its_own_thread(
     for _ in range(2):
         assert caller.submit(cores.run, where).result() == ((threads, "alone_0"), whole)
     assert caller.submit(cores.run, where, beside=True).result() == ((share, "caller_0"), 1 / slots)
+
+
+def test_of_a_single_core_a_pass_alone_has_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.cores.available", lambda: 1)
+    cores = Cores(1, 2, lambda: None)
+    assert cores.run(lambda: None) == (None, 1.0)
+    assert cores.run(lambda: None, beside=True) == (None, 0.5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux alone")
+def test_cores_are_those_that_the_process_may_compute_on() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert available() == len(before)
 
 
 def test_torch_s_choice_without_one() -> None:
