@@ -85,9 +85,9 @@ class Picture:
 
     def _prepare(self, image: Array, spec: ModelSpec) -> Prepared:
         inference, settings = choose_inference(self._query, spec.inference), self._services.settings
-        room = settings.max_queue_bytes - len(self.body)
+        size = image.shape[0], image.shape[1]
         try:
-            check_passes((image.shape[0], image.shape[1]), spec, inference, settings.max_passes, room)
+            check_passes(size, spec, inference, len(self.body), settings.max_passes, settings.max_queue_bytes)
         except ServiceError as exc:
             return copy(exc)
         return prepare(image, spec, inference, self._query.attention)

@@ -18,8 +18,15 @@ from models.windows import Inference, View, count_passes, list_views
 CHANNELS = 3
 
 
-def check_passes(original: Size, spec: ModelSpec, inference: Inference, max_passes: int, max_bytes: int) -> None:
+def check_passes(
+    original: Size, spec: ModelSpec, inference: Inference, held: int, max_passes: int, max_bytes: int
+) -> None:
     """Before an image [H, W] is resized for all its passes, see that there is room for them in an empty queue.
+
+    One that needs no more than one is taken by an empty queue whatever its size.
+
+    Args:
+        held: bytes that it holds beside its passes
 
     Raises:
         InvalidParameter: more passes than one limit, or more bytes than the other: no later time would help
@@ -29,9 +36,9 @@ def check_passes(original: Size, spec: ModelSpec, inference: Inference, max_pass
         detail = f"an image of {original[1]}x{original[0]} would need {passes} passes; the limit is {max_passes}"
         raise InvalidParameter(detail, limit=max_passes, actual=passes)
     views = list_views(original, spec.preprocessing, inference)
-    nbytes = sum(len(view.windows) * math.prod(view.input_size) * CHANNELS for view in views)
-    if nbytes > max_bytes:
-        detail = f"an image of {original[1]}x{original[0]} would take {nbytes} bytes for its passes; the limit is"
+    nbytes = held + sum(len(view.windows) * math.prod(view.input_size) * CHANNELS for view in views)
+    if passes > 1 and nbytes > max_bytes:
+        detail = f"an image of {original[1]}x{original[0]} would take {nbytes} bytes with its passes; the limit is"
         raise InvalidParameter(f"{detail} {max_bytes}", limit=max_bytes, actual=nbytes)
 
 

@@ -69,8 +69,17 @@ async def test_passes_that_no_queue_has_room_for_are_never_made(
 ) -> None:
     monkeypatch.setattr(decoding, "prepare", lambda *_: pytest.fail("it was resized"))
     query = SegmentQuery.model_validate({"scales": ",".join(["2"] * 64), "flip": "true"})  # 472 MB
-    with pytest.raises(InvalidParameter, match=r"bytes for its passes; the limit is 268\d{6}"):
+    with pytest.raises(InvalidParameter, match=r"bytes with its passes; the limit is 268435456"):
         await Picture(services, street, query, Timings()).prepared(list_models()[0], soon())
+
+
+async def test_an_empty_queue_takes_a_picture_larger_than_its_limit(serve: Any) -> None:
+    body = encode_rgb(np.full((32, 48, 3), 3, dtype=np.uint8))  # of class 3, for a fake
+    limit = len(body) - 1
+    async with serve(worker=FakeDevice(), max_queue_bytes=limit) as (_, client, _):
+        assert (await client.post("/segment", content=body)).status_code == 200
+        refused = await client.post("/segment?flip=true", content=body)
+    assert (refused.status_code, refused.json()["limit"]) == (422, limit)
 
 
 async def test_too_many_pixels(services: Services, huge_header: bytes) -> None:

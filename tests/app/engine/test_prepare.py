@@ -79,18 +79,22 @@ def test_windows_share_the_memory_of_their_view(spec: ModelSpec) -> None:
 
 def test_more_passes_than_the_limit(spec: ModelSpec) -> None:
     with pytest.raises(InvalidParameter, match="96x64 would need 12 passes; the limit is 11") as raised:
-        check_passes((64, 96), spec, SLIDE, max_passes=11, max_bytes=1 << 20)
+        check_passes((64, 96), spec, SLIDE, 0, max_passes=11, max_bytes=1 << 20)
     assert (raised.value.limit, raised.value.actual) == (11, 12)
-    check_passes((64, 96), spec, SLIDE, max_passes=12, max_bytes=1 << 20)
+    check_passes((64, 96), spec, SLIDE, 0, max_passes=12, max_bytes=1 << 20)
 
 
-@pytest.mark.parametrize("inference", [WHOLE, SLIDE, Inference(scales=(1.0, 2.0), flip=True)])
+@pytest.mark.parametrize("inference", [SLIDE, Inference(scales=(1.0, 2.0), flip=True)])
 def test_larger_passes_than_the_limit(spec: ModelSpec, inference: Inference) -> None:
     images = prepare(noise(64, 96), spec, inference, wants_traces=False)
-    nbytes = sum(image.pixels.nbytes for image in images)
+    nbytes = 1000 + sum(image.pixels.nbytes for image in images)
     with pytest.raises(InvalidParameter, match=f"96x64 would take {nbytes} bytes .* the limit is {nbytes - 1}"):
-        check_passes((64, 96), spec, inference, max_passes=12, max_bytes=nbytes - 1)
-    check_passes((64, 96), spec, inference, max_passes=12, max_bytes=nbytes)
+        check_passes((64, 96), spec, inference, 1000, max_passes=12, max_bytes=nbytes - 1)
+    check_passes((64, 96), spec, inference, 1000, max_passes=12, max_bytes=nbytes)
+
+
+def test_a_single_pass_of_any_size_is_taken_by_an_empty_queue(spec: ModelSpec) -> None:
+    check_passes((64, 96), spec, WHOLE, 1000, max_passes=12, max_bytes=1)
 
 
 def test_what_no_image_can_need_is_refused_before_one_is_there(spec: ModelSpec) -> None:
