@@ -14,6 +14,9 @@ from torch import Tensor
 # first choice by what fits into registers and shared memory of an H100; not measured yet.
 BLOCK_QUERIES, BLOCK_KEYS, BLOCK_VALUES = 64, 64, 256
 NUM_WARPS, NUM_STAGES = 8, 2
+# Queries and keys at a time in float32, which no tensor core takes: of more, most registers would be spilled to memory,
+# and the shared memory of many a GPU would not suffice.
+MOST_FLOAT32 = 32
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -39,7 +42,9 @@ def _attend(tensors: tuple[Tensor, ...], before: Tensor, logsumexp: Tensor, *, a
     query, key, value, context = tensors
     batch, channels, lines, length = value.shape
     block_values = min(BLOCK_VALUES, max(16, triton.next_power_of_2(channels)))
-    grid = (triton.cdiv(length, BLOCK_QUERIES) * triton.cdiv(channels, block_values), lines, batch)
+    most = MOST_FLOAT32 if value.dtype == torch.float32 else max(BLOCK_QUERIES, BLOCK_KEYS)
+    block_queries, block_keys = min(BLOCK_QUERIES, most), min(BLOCK_KEYS, most)
+    grid = (triton.cdiv(length, block_queries) * triton.cdiv(channels, block_values), lines, batch)
     _attend_along_lines[grid](
         query,
         key,
@@ -58,8 +63,8 @@ def _attend(tensors: tuple[Tensor, ...], before: Tensor, logsumexp: Tensor, *, a
         ADDS=adds,
         # Triton's interpreter multiplies the bits of a bfloat16. In float32 their products are the same.
         FACTORS=tl.float32 if triton.knobs.runtime.interpret else _TYPES[value.dtype],
-        BLOCK_QUERIES=BLOCK_QUERIES,
-        BLOCK_KEYS=BLOCK_KEYS,
+        BLOCK_QUERIES=block_queries,
+        BLOCK_KEYS=block_keys,
         BLOCK_CHANNELS=max(16, triton.next_power_of_2(query.shape[1])),
         BLOCK_VALUES=block_values,
         num_warps=NUM_WARPS,
