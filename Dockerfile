@@ -50,8 +50,13 @@ LABEL org.opencontainers.image.title="SegLens" \
       org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-NC-4.0"
 RUN groupadd --gid 10001 seglens && useradd --uid 10001 --gid 10001 --no-create-home seglens
 COPY --from=environment /opt/venv /opt/venv
+# Triton, which the CUDA build of torch brings, compiles what launches its kernels where it runs.
+# hadolint ignore=DL3008
+RUN if ls -d /opt/venv/lib/python3*/site-packages/triton && ! command -v gcc; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=code /srv /srv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR=/tmp/triton \
     SEGLENS_HOST=0.0.0.0 SEGLENS_LOG_FORMAT=json
 WORKDIR /srv
 USER 10001:10001

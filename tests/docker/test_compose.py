@@ -93,6 +93,18 @@ def test_the_gpu_is_reserved_in_its_profile() -> None:
     assert "PIP_EXTRA_INDEX_URL" not in service["build"]["args"], "it would bring the CPU's torch"
 
 
+def test_triton_can_compile_and_run_what_it_compiled() -> None:
+    """It needs a C compiler, and a folder that can be written, of whose files some are libraries."""
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.search(r"apt-get install .* gcc libc6-dev", final)
+    folder = re.search(r"\bTRITON_CACHE_DIR=(\S+)", final)
+    assert folder is not None
+    (mounted,) = SERVICES["api-gpu"]["tmpfs"]
+    place, _, options = mounted.partition(":")
+    assert Path(folder[1]).parent == Path(place)
+    assert "exec" in options.split(",")
+
+
 def test_the_services_settings_exist() -> None:
     known = {f"SEGLENS_{name.upper()}" for name in Settings.model_fields}
     in_image = set(re.findall(r"\b(SEGLENS_\w+)=", DOCKERFILE))
