@@ -11,6 +11,7 @@ from models.heads.danet import PositionAttention
 from models.heads.non_local import NonLocalBlock
 from models.ops.attention import dense_attention_reference, pyramid_pool_reference
 from models.ops.criss_cross import criss_cross_attention_reference
+from models.ops.launching import can_launch
 
 
 def choose_operators(network: nn.Module, device: torch.device, *, reference: bool = False) -> None:
@@ -23,7 +24,7 @@ def choose_operators(network: nn.Module, device: torch.device, *, reference: boo
         if isinstance(module, CrissCrossAttention):
             if reference:
                 module.attend = criss_cross_attention_reference
-            elif device.type == "cuda":
+            elif device.type == "cuda" and can_launch():
                 _take_kernels(module)
         elif reference and isinstance(module, PyramidAttention | PositionAttention | NonLocalBlock):
             module.attend = dense_attention_reference
@@ -32,8 +33,6 @@ def choose_operators(network: nn.Module, device: torch.device, *, reference: boo
 
 
 def _take_kernels(module: CrissCrossAttention) -> None:
-    try:
-        from models.ops.criss_cross_triton import criss_cross_attention_triton
-    except ImportError:  # no Triton for this system, as for Windows
-        return
+    from models.ops.criss_cross_triton import criss_cross_attention_triton
+
     module.attend = criss_cross_attention_triton

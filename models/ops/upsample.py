@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.ops.launching import can_launch
+
 Size = tuple[int, int]  # height, width
 Taps = tuple[Tensor, Tensor]
 
@@ -131,10 +133,10 @@ def upsample_argmax(logits: Tensor, input_size: Size, original: Size, *, align_c
 
 @cache
 def _kernel() -> Callable[[Tensor, Taps, Taps], tuple[Tensor, Tensor]] | None:
-    try:
-        from models.ops.upsample_triton import upsample_argmax_triton
-    except ImportError:  # no Triton for this system, as for Windows
+    if not can_launch():
         return None
+    from models.ops.upsample_triton import upsample_argmax_triton
+
     return upsample_argmax_triton
 
 

@@ -14,6 +14,7 @@ from models.heads.fcn import Head
 from models.heads.non_local import NonLocalHead
 from models.operators import choose_operators
 from models.ops.criss_cross import criss_cross_attention
+from models.ops.launching import can_launch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FEATURES = {"c3": torch.randn(2, 12, 7, 9), "c4": torch.randn(2, 20, 7, 9)}
@@ -72,6 +73,8 @@ def test_cuda_takes_the_kernels(head: Head) -> None:
 
 @pytest.mark.parametrize("head", ["ccnet"], indirect=True)
 def test_cuda_without_triton_goes_on_with_torch(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "models.ops.criss_cross_triton", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    can_launch.cache_clear()
     choose_operators(head, CUDA)
+    can_launch.cache_clear()
     assert head.cca.attend is criss_cross_attention
