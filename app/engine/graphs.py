@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from models import Output, Segmentor
 log = logging.getLogger(__name__)
 
 MOST = 32  # graphs at once; each keeps what it takes and puts out, some MB an image, and all share the rest
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one that all graphs are captured on.
+
+    Torch has 32 streams and gives them out by turns. A new one each time, as models come and go, would one day be one
+    that images travel on, and their copy would become part of a graph.
+    """
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
 
 
 class CudaGraph:
@@ -34,16 +46,15 @@ class CudaGraph:
         self._timer = timer
         self._input = batch.clone()
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream() if beside is None else beside._stream  # type: ignore[no-untyped-call]
-        self._stream: torch.cuda.Stream = stream
-        self._stream.wait_stream(torch.cuda.current_stream())
+        stream = capture_stream(batch.device)
+        stream.wait_stream(torch.cuda.current_stream())
         pool = None if beside is None else beside._graph.pool()
         # The stream is entered here too, since torch would stay in it after a capture that failed.
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(stream):
             with timer.recorded():
                 segmentor(self._input)  # so that libraries are ready, on this thread as well
             # Other threads stage batches and load models meanwhile: what they may do is none of this one's business.
-            capturing = torch.cuda.graph(self._graph, pool, self._stream, capture_error_mode="thread_local")
+            capturing = torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local")
             with timer.recorded() as self._spans, capturing:
                 self._output: Output = segmentor(self._input)
 
