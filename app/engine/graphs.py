@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -30,6 +31,23 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return stream
 
 
+@contextmanager
+def _ended(pool: torch.cuda._POOL_HANDLE) -> Iterator[None]:
+    """A capture that, if it fails, is over for torch's allocator too.
+
+    Torch leaves that out where CUDA finds that what was captured is no graph. As long as it takes a capture to be under
+    way it keeps all memory that two streams have used, as that of each batch that was staged.
+    """
+    try:
+        yield
+    except RuntimeError:
+        with suppress(RuntimeError):  # it was over
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        raise
+
+
 class CudaGraph:
     """A pass for batches of one shape: recorded once, and replayed on whatever batch it is given."""
 
@@ -48,14 +66,14 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         stream = capture_stream(batch.device)
         stream.wait_stream(torch.cuda.current_stream())
-        pool = None if beside is None else beside._graph.pool()
+        self._pool: torch.cuda._POOL_HANDLE = torch.cuda.graph_pool_handle() if beside is None else beside._pool
         # The stream is entered here too, since torch would stay in it after a capture that failed.
         with torch.cuda.stream(stream):
             with timer.recorded():
                 segmentor(self._input)  # so that libraries are ready, on this thread as well
             # Other threads stage batches and load models meanwhile: what they may do is none of this one's business.
-            capturing = torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local")
-            with timer.recorded() as self._spans, capturing:
+            capturing = torch.cuda.graph(self._graph, self._pool, stream, capture_error_mode="thread_local")
+            with _ended(self._pool), timer.recorded() as self._spans, capturing:
                 self._output: Output = segmentor(self._input)
 
     def __call__(self, batch: Tensor) -> Output:
@@ -140,6 +158,7 @@ class Graphs:
         except RuntimeError as exc:
             log.warning("%s runs without CUDA graphs, which cannot be made of it: %s", key, exc)
             self._without.add(key)
+            self._shapes.clear()  # torch may take no other capture into the memory that they share
             return None
         self._make_room()
         return None

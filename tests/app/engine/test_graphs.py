@@ -217,6 +217,21 @@ def test_a_model_that_cannot_be_captured_runs_without(
     assert captures.alive == 2
 
 
+def test_after_a_failed_capture_graphs_begin_anew_in_memory_of_their_own(captures: Captures, run: Run) -> None:
+    graphs = Graphs(4, captures)
+    for _ in range(2):
+        run(graphs, key="other")
+    captures.error = RuntimeError("operation failed due to a previous error during capture")
+    for _ in range(2):
+        run(graphs)
+    captures.error = None
+    for _ in range(2):
+        run(graphs, key="other")
+    graph = captures.made[1]()
+    assert graph is not None
+    assert graph.beside is None
+
+
 def test_where_memory_runs_out_it_runs_without_and_fewer_are_kept(captures: Captures, run: Run) -> None:
     graphs = Graphs(4, captures)
     for count in (1, 1, 2):
@@ -294,3 +309,12 @@ def test_a_failed_capture_leaves_the_thread_as_it_was(segmentor: Segmentor) -> N
     assert not any(graphs._shapes.values())
     for other in others:
         torch.testing.assert_close(other.logits, first.logits)
+    # What two streams have used is free for others afterwards.
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        shared = torch.empty(1 << 20, device="cuda")
+    shared.record_stream(stream)
+    del shared
+    torch.cuda.synchronize()
+    torch.empty(1, device="cuda")  # at which torch looks
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] == before
