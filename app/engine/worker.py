@@ -238,7 +238,8 @@ class Worker:
         if self.device.type != "cuda":
             return
         try:
-            torch.cuda.synchronize(self.device)
+            # Not the whole device, which must not be waited for while another thread captures a graph.
+            torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError:
             raise DeviceError(f"{self.device} has failed for good: {cause}") from cause
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +22,12 @@ from app.errors import DeviceError, InferenceFailed, OutOfMemory
 from models import ModelSpec, Segmentor
 
 HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+
+
+class Stream(NamedTuple):
+    """Of a device, with what happens when it is waited for."""
+
+    synchronize: Callable[[], None]
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -109,7 +116,7 @@ def test_after_a_failure_the_device_is_asked_whether_it_lives(
 ) -> None:
     fail_beyond(segmentor, 0, RuntimeError("illegal memory access"))
     asked: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(partial(asked.append, device)))
     assert kinds(ran(worker, 1)) == [InferenceFailed]
     assert asked == [], "the CPU lives"
     # No such device is needed: the pass fails one way or another.
@@ -121,11 +128,11 @@ def test_after_a_failure_the_device_is_asked_whether_it_lives(
 def test_a_dead_device_is_no_images_fault(
     worker: Worker, segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dead(device: torch.device) -> None:
+    def dead() -> None:
         raise RuntimeError("CUDA error")
 
     fail_beyond(segmentor, 0, RuntimeError("illegal memory access"))
-    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(dead))
     worker.device = torch.device("cuda", 0)
     with pytest.raises(DeviceError, match="failed for good"):
         ran(worker, 2)
