@@ -88,6 +88,7 @@ def test_batches_of_one_thread_follow_each_other_through_one_buffer() -> None:
 @cuda
 def test_a_batch_travels_while_the_device_computes() -> None:
     staging = Staging(torch.device("cuda"))
+    staging(images(5, 6, size=(320, 480)))  # for its memory, since to allocate any may wait for the device
     # Far longer than a copy takes; `_sleep` counts cycles of the device.
     torch.cuda._sleep(1_000_000_000)  # type: ignore[no-untyped-call]
     busy = torch.cuda.Event()  # type: ignore[no-untyped-call]
