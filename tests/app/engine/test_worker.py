@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import subprocess
@@ -352,10 +353,11 @@ def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_what_the_cpu_gives(
-    worker: Worker, segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+    segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    expected = succeeded(outcomes_of(worker, pictures(traces=[0])))
-    monkeypatch.setattr("app.engine.worker.load_model", lambda spec: segmentor)
+    plain = copy.deepcopy(segmentor)  # before it is loaded, whose operators are then a CPU's alone
+    expected = succeeded(outcomes_of(request.getfixturevalue("worker"), pictures(traces=[0])))
+    monkeypatch.setattr("app.engine.worker.load_model", lambda spec: plain)
     on_cuda = Worker("cuda", 0, reduced=False)
     on_cuda.enter()
     on_cuda.load(spec, spec.name)
