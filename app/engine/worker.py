@@ -35,7 +35,9 @@ Value = TypeVar("Value")
 STAGES = ("preprocess", "forward", "postprocess")
 BFLOAT16 = (8, 0)  # compute capability from which on a GPU multiplies it
 WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: unless the settings say otherwise none is larger
-HOST_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc"  # torch has no type of its own for it; TorchScript none at all
+# Torch has no type of its own for a full host, TorchScript none at all; nor is there one for what is not of torch's own
+# allocator on CUDA: a library's handle, code that is loaded, what a kernel spills.
+MEMORY_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED"
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
 
@@ -215,7 +217,7 @@ class Worker:
             raise
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
-            if any(name in str(exc) for name in HOST_IS_FULL):
+            if any(name in str(exc) for name in MEMORY_IS_FULL):
                 return memory
             self._check_device(exc)
             return InferenceFailed(failure).because(exc)

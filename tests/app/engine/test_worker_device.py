@@ -99,7 +99,15 @@ def test_each_kind_of_device_has_its_way_to_be_kept_busy(kind: str, slots: int, 
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError(HOST_IS_FULL), RuntimeError("std::bad_alloc"), MemoryError(), torch.OutOfMemoryError("CUDA")],
+    [
+        RuntimeError(HOST_IS_FULL),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
 )
 def test_memory_runs_out_wherever_it_is(worker: Worker, segmentor: Segmentor, error: Exception) -> None:
     fail_beyond(segmentor, 1, error)
