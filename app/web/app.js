@@ -246,6 +246,10 @@ async function begin() {
   if (link.ids) await restore();
 }
 
+window.addEventListener("hashchange", () => { // another link, or the one before: the page's own changes don't come here
+  clearTimeout(noting);
+  location.reload();
+});
 bindSettings(view, restyle);
 closeable(byId("menu"));
 byId("model").addEventListener("change", guarded((event) => switchTo(event.target.value, false)));

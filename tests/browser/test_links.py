@@ -1,0 +1,26 @@
+"""Links: opened where the page already is."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import HEAT, Opened, choose, click, point_of, wait_for_cell
+
+
+def test_a_link_is_opened_in_a_tab_that_has_the_page(opened: Opened) -> None:
+    first = opened()
+    choose(first)
+    click(first.locator("#mask-stage .panel"), 0.31, 0.71)
+    wait_for_cell(first.locator(HEAT), 21, 12)
+    point_of(first)
+    page = opened()
+    before = choose(page)
+    expect(page).to_have_url(re.compile(f"[#&]ids={before}"))
+    page.goto(first.url)  # only the part after the # is another
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    expect(page).to_have_url(first.url)
+    page.go_back()
+    wait_for_cell(page.locator(HEAT), 15, 20)
+    expect(page).to_have_url(re.compile(f"[#&]ids={before}"))
