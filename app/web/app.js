@@ -6,6 +6,7 @@ import { closeable, fillDownloads } from "/web/downloads.js";
 import { Inspector } from "/web/inspector.js";
 import { fillLatency } from "/web/latency.js";
 import { DEFAULTS, readLink, writeLink } from "/web/link.js";
+import { element } from "/web/panel.js";
 import { bindSettings, viewOf } from "/web/settings.js";
 import { listenForPictures } from "/web/intake.js";
 import { fetchPicture, readPicture } from "/web/picture.js";
@@ -201,10 +202,23 @@ async function switchTo(model, comparing) {
   showAll();
 }
 
+/** Browsers keep the clipboard from pages that come by plain HTTP from another machine, but let them copy what is selected. */
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = element("textarea", { className: "out-of-sight", value: text });
+  byId("share").after(field);
+  field.select();
+  const isCopied = document.execCommand("copy");
+  field.remove();
+  byId("share").focus();
+  if (!isCopied) throw new Problem({ title: "Not copied", detail: "This browser lets the page copy nothing. The link is in the address bar." });
+  return null;
+}
+
 async function copyLink() {
   const url = new URL(writeLink(linkValues()), location.href).href;
   history.replaceState(null, "", url);
-  await navigator.clipboard.writeText(url);
+  await copy(url);
   byId("share").textContent = "Copied";
   announce("The link is copied. It shows this view for as long as the server keeps the result.");
   setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);

@@ -1,4 +1,4 @@
-"""Links: opened where the page already is."""
+"""Links: opened where the page already is, and copied where the browser has no clipboard for it."""
 
 from __future__ import annotations
 
@@ -24,3 +24,18 @@ def test_a_link_is_opened_in_a_tab_that_has_the_page(opened: Opened) -> None:
     page.go_back()
     wait_for_cell(page.locator(HEAT), 15, 20)
     expect(page).to_have_url(re.compile(f"[#&]ids={before}"))
+
+
+def test_a_link_is_copied_where_the_page_comes_from_another_machine(opened: Opened) -> None:
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    choose(page)
+    page.evaluate(
+        """() => {
+          window.clipboard = navigator.clipboard;
+          Object.defineProperty(navigator, 'clipboard', { value: undefined }); // as over plain HTTP
+        }"""
+    )
+    page.locator("#share").click()
+    expect(page.locator("#share")).to_have_text("Copied")
+    expect(page.locator("#share")).to_be_focused()
+    assert page.evaluate("clipboard.readText()") == page.url
