@@ -225,6 +225,9 @@ async function copyLink() {
 }
 
 function startOver() {
+  state.abort.abort(); // what the old picture still waits for
+  state.abort = new AbortController();
+  showBusy("");
   byId("work").hidden = true;
   byId("start").hidden = false;
   byId("start").scrollIntoView();

@@ -152,3 +152,19 @@ def test_another_model_is_chosen_while_a_picture_is_on_its_way(opened: Opened, a
     query = {"model": "nonlocal-mobilenetv2-camvid", "format": "color"}
     right = Image.open(io.BytesIO(api.post("/segment", params=query, content=other.read_bytes()).content))
     np.testing.assert_array_equal(pixels(page.locator("#mask-stage .overlay"))[..., :3], np.array(right))
+
+
+def test_another_picture_is_wanted_while_models_are_at_work(opened: Opened) -> None:
+    page = opened()
+    choose(page)
+    held: list[Route] = []
+    page.route("**/segment?*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/segment?*"):
+        page.locator("#compare").click()
+    page.locator("#another").click()
+    held[0].continue_()
+    expect(page.locator("#busy")).to_be_hidden()
+    expect(page.locator("#start")).to_be_visible()  # what was asked of the old picture comes no more
+    page.set_input_files("#file", SAMPLE.with_name("sample-2.jpg"))
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    expect(page.locator("#start")).to_be_hidden()
