@@ -16,6 +16,7 @@ from tests.browser.conftest import HEAT, Opened, choose, pixels, point_of, shoot
 
 PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 BRIGHT = 0x40  # of a channel
+NARROWEST = 320  # pixels: small phones, and windows of 1280 at 400 %
 
 
 def test_a_map_that_looks_empty_says_why(opened: Opened, api: httpx.Client) -> None:
@@ -118,7 +119,27 @@ def test_a_finger_taps_and_a_mouse_clicks(opened: Opened) -> None:
             assert word not in said(phone)
 
 
-@pytest.mark.parametrize("width", [375, 820, 1280])
+def test_nothing_overlaps_in_the_narrowest_window(opened: Opened) -> None:
+    page = opened(viewport={"width": NARROWEST, "height": 600})
+    choose(page)
+    overlapping = page.evaluate(
+        """() => ['#settings label > *', '#legend .name, #legend .share, #legend .ask', '.tile span'].flatMap(what => {
+          const boxes = [...document.querySelectorAll(what)].map(one => {
+            const words = document.createRange();
+            words.selectNodeContents(one);
+            return { one, box: (one.matches('input, select, button') ? one : words).getBoundingClientRect() };
+          });
+          const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+            && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+          return boxes.flatMap((first, at) => boxes.slice(at + 1).filter(second => meet(first.box, second.box))
+            .map(second => `${first.one.outerHTML} and ${second.one.outerHTML}`));
+        })"""
+    )
+    assert overlapping == []
+    assert page.evaluate("document.documentElement.scrollWidth") == NARROWEST
+
+
+@pytest.mark.parametrize("width", [NARROWEST, 375, 820, 1280])
 def test_settings_are_aligned(opened: Opened, width: int) -> None:
     page = opened(viewport={"width": width, "height": 900})
     choose(page)
