@@ -119,9 +119,9 @@ export function paintLegend(canvas, colormap) {
   context.putImageData(image, 0, 0);
 }
 
-/** A weight as people read it: 12.3 %, or 0.0042 % where there is little. */
+/** A weight as people read it: 12.3 %, or 0.0042 % where there is little; no line ends within it. */
 export function percent(weight) {
   const value = 100 * weight;
-  if (value > 0 && value < 0.001) return "< 0.001 %";
-  return `${value >= 10 ? value.toFixed(1) : Number(value.toPrecision(2))} %`;
+  if (value > 0 && value < 0.001) return "<\u00a00.001\u00a0%";
+  return `${value >= 10 ? value.toFixed(1) : Number(value.toPrecision(2))}\u00a0%`;
 }

@@ -38,7 +38,7 @@ function requestBar({ reply: { timings_ms: timings }, elapsed }) {
 }
 
 function milliseconds(ms) {
-  return `${ms >= 99.5 ? ms.toFixed(0) : ms.toPrecision(2)} ms`;
+  return `${ms >= 99.5 ? ms.toFixed(0) : ms.toPrecision(2)}\u00a0ms`;
 }
 
 function bar(title, note, parts) {

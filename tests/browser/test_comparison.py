@@ -40,8 +40,28 @@ def test_models_side_by_side(opened: Opened, api: httpx.Client) -> None:
     marked = pixels(page.locator("#many .disagreement .overlay"))[..., 3] > 0
     np.testing.assert_array_equal(marked, different)
     said = page.locator("#many .disagreement h3 small").inner_text()
-    assert abs(float(said.split(" %")[0]) - 100 * different.mean()) < 0.06
+    assert abs(float(said.split()[0]) - 100 * different.mean()) < 0.06
     shoot(page, "compare")
+
+
+# Of numbers whose lines end within them.
+TORN = r"""() => [...document.querySelectorAll('.reads, #latency small')].flatMap(({ firstChild: text }) =>
+  [...text.data.matchAll(/(< ?)?[\d.]+\s(%|ms)/g)].filter(found => {
+    const number = document.createRange();
+    number.setStart(text, found.index);
+    number.setEnd(text, found.index + found[0].length);
+    return number.getClientRects().length > 1;
+  }).map(([number]) => number))"""
+
+
+def test_no_number_is_torn_from_its_unit(opened: Opened) -> None:
+    page = opened(viewport={"width": 420, "height": 900})
+    choose(page)
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(2).wait_for()
+    for width in range(320, 420, 5):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(TORN) == []
 
 
 def test_a_link_restores_the_comparison(opened: Opened) -> None:
