@@ -287,7 +287,8 @@ def _compose(step: str | None, compose: Compose | None) -> Compose | None:
     if step == COMPOSED:
         return compose or "product"
     if compose is not None:
-        raise InvalidParameter(f"compose is {compose}, but a single step is asked for, and there is nothing to compose")
+        why = f"step {step} is a single step" if step else "the block has no steps"
+        raise InvalidParameter(f"compose is {compose}, but {why}: there is nothing to compose")
     return None
 
 

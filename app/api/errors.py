@@ -175,6 +175,8 @@ def _on_validation_error(request: Request, exc: Exception) -> Response:
 def _sentence(error: dict[str, Any]) -> str:
     name = ".".join(map(str, error["loc"][1:]))
     about = f"{name}: " if name else ""  # none if it is about several
+    if error["type"] == "extra_forbidden":
+        return f"{about}there is no such parameter"
     reason = error["msg"].removeprefix("Value error, ")  # pydantic's words before ours
     given = "" if error["type"] == "missing" else f", not {json.dumps(error['input'], default=str)}"
     return f"{about}{reason}{given}"

@@ -157,10 +157,10 @@ async def test_without_colours_the_overlay_is_the_image_and_a_ring(
         ({"colormap": "jet"}, ["colormap"]),
         ({"format": "tiff"}, ["format"]),
         ({"x": "left"}, ["x"]),
-        ({"z": "1"}, ["z"]),
+        ({"z": "1"}, ["z: there is no such parameter"]),
         ({"class": "sky"}, ["give x and y, or class"]),
         ({"compose": "sum"}, ["compose"]),
-        ({"compose": "rollout", "step": "1"}, ["compose", "single step"]),
+        ({"compose": "rollout", "step": "1"}, ["compose", "step 1 is a single step"]),
         ({"direction": "up"}, ["direction"]),
         ({"norm": "l2"}, ["norm"]),
         ({"interp": "cubic"}, ["interp"]),
@@ -295,6 +295,14 @@ async def test_a_block_that_runs_once_has_no_steps(
     reply = await client.get(path_of[block], params={"x": 0, "y": 0, "block": block, "step": step})
     assert_problem(reply, 422, "invalid-parameter")
     assert "step" in reply.json()["detail"]
+
+
+async def test_non_local_has_no_steps(
+    client: httpx.AsyncClient, path_of: dict[str, str], assert_problem: Callable[..., None]
+) -> None:
+    reply = await client.get(path_of["nl"], params={"x": 0, "y": 0, "compose": "rollout"})
+    assert_problem(reply, 422, "invalid-parameter")
+    assert reply.json()["detail"] == "compose is rollout, but the block has no steps: there is nothing to compose"
 
 
 async def test_non_local_has_no_levels(
