@@ -28,6 +28,11 @@ function rollout(block) {
   return { ...made, key: "cca:rollout", hint: "Both passes with their residuals, by which a cell keeps a part of itself." };
 }
 
+function grid(block, level, name) {
+  const made = choice(block, "level", level, `${name}, ${level}×${level}`);
+  return { ...made, hint: `Through the ${level} × ${level} grid of anchors alone.` };
+}
+
 /** All maps of a result's /info, in the network's order. */
 export function choicesOf(info) {
   return info.blocks.flatMap((block) => {
@@ -37,7 +42,7 @@ export function choicesOf(info) {
       return block.composes.includes("rollout") ? [...steps, rollout(block)] : steps;
     }
     if (!block.levels.length) return [choice(block, null, null, name)];
-    return block.levels.map((level) => choice(block, "level", level, level === "all" ? name : `${name}, ${level}×${level}`));
+    return block.levels.map((level) => (level === "all" ? choice(block, "level", level, name) : grid(block, level, name)));
   });
 }
 

@@ -175,14 +175,17 @@ export class Inspector {
   #paintTile({ panel, share, choice }) {
     const { level } = choice.parameters;
     const map = this.found.get(choice.key);
-    if (!level || level === "all") {
+    const { anchors, cell } = this.found.get(`${choice.block}:all`) ?? {};
+    const isGrid = anchors && level !== "all";
+    panel.element.parentElement.hidden = !isGrid && !map; // who looks here is not a question to anchors
+    if (!isGrid) {
+      share.textContent = "";
+      if (!map) return;
       paintMap(panel, map, this.view, { key: choice.key });
       panel.mark(this.heatPanel.point, choice.grid, choice.hasCross);
       return;
     }
-    const { anchors, cell } = this.found.get(`${choice.block}:all`);
-    panel.element.parentElement.hidden = !anchors; // who looks here is not a question to anchors
-    if (!anchors) return;
+    panel.mark(null);
     const weights = Float64Array.from(anchors[level].flat());
     const scale = scaleOf(Float64Array.from(Object.values(anchors).flat(2)), this.view); // the four share their colours
     const size = Number(level);

@@ -171,6 +171,25 @@ def test_who_looks_at_the_point(opened: Opened, api: httpx.Client) -> None:
     assert np.abs(shown(page.locator(HEAT)) - right).max() <= TOLERANCE
 
 
+def test_who_looks_through_one_grid(opened: Opened, api: httpx.Client) -> None:
+    page = opened(f"{EXACT}&model=ann-mobilenetv2-camvid")
+    result = choose(page)
+    top = "document.querySelector('#settings').getBoundingClientRect().top + scrollY"
+    before = page.evaluate(top)
+    chosen = page.locator('#tiles .tile:has(input[value="apnb:6"])')
+    chosen.click()
+    page.locator(f'{HEAT}[data-map="apnb:6"]').wait_for()
+    expect(page.locator("#heat-hint")).to_have_text("Through the 6 × 6 grid of anchors alone.")
+    assert page.evaluate(top) == before  # no line less
+    page.locator("#direction").select_option("to")
+    expect(page.locator("#reads-title")).to_have_text("Looked at from")
+    expect(page.locator("#tiles .tile:visible")).to_have_count(3)  # all scales of each block, and the chosen one
+    expect(chosen.locator("small")).to_have_text("")
+    right = drawn(api, result, **point_of(page), direction="to", block="apnb", level="6")
+    for canvas in (page.locator(HEAT), chosen.locator(".overlay")):
+        assert np.abs(shown(canvas) - right).max() <= TOLERANCE
+
+
 def test_the_ends_of_the_colours_are_numbers(opened: Opened) -> None:
     page = opened("#norm=log&direction=to")
     choose(page)
