@@ -154,6 +154,7 @@ async function look(about) {
   noteChange();
   try {
     await stage().follow(about);
+    if (byId("problem").dataset.type === "unreachable") byId("problem").hidden = true; // here it is again
   } catch (error) {
     if (error.type !== "result-expired" || !state.file) return showProblem(error);
     const fresh = { file: state.file, picture: state.picture, results: new Map() };

@@ -1,4 +1,4 @@
-"""Maps that take long: the server's answers are held back, as those of dense attention over many cells come late."""
+"""Maps that come late, as those of dense attention over many cells (answers are held back), and maps that fail."""
 
 from __future__ import annotations
 
@@ -95,4 +95,16 @@ def test_another_model_waits_for_no_slow_map(opened: Opened) -> None:
     assert given_up.value.url == held.routes[0].request.url
     page.locator(f'{HEAT}[data-map="cca:composed"][data-cell="all"]').wait_for()
     expect(page.locator("#heat-stage .wait")).to_be_hidden()
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_connection_that_comes_back(opened: Opened) -> None:
+    page = opened(refusals=4)  # one for each of the point's maps
+    choose(page)
+    page.context.set_offline(True)
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    expect(page.locator("#problem")).to_contain_text("No connection")
+    page.context.set_offline(False)
+    click(page.locator("#mask-stage .panel"), 0.52, 0.71)
+    wait_for_cell(page.locator(HEAT), 21, 20)
     expect(page.locator("#problem")).to_be_hidden()
