@@ -23,12 +23,18 @@ function drawn(bitmap, size, smooth) {
   return canvas;
 }
 
+function isSeeThrough(canvas) {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return new Uint32Array(data.buffer).some((pixel) => pixel < 0xff000000); // alpha comes last, and so is the highest byte
+}
+
 /** The picture upright on a canvas, with its full size; null if this browser can't read it, as with TIFF. */
 export async function readPicture(blob) {
   try {
     const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
     const full = { width: bitmap.width, height: bitmap.height };
-    return { canvas: drawn(bitmap, workSize(full), true), ...full };
+    const canvas = drawn(bitmap, workSize(full), true);
+    return { canvas, isSeeThrough: blob.type !== "image/jpeg" && isSeeThrough(canvas), ...full };
   } catch {
     return null;
   }

@@ -23,9 +23,10 @@ export async function toResult(reply, model, work, elapsed = null) {
   const isKept = info !== null;
   // Also where this browser reads a format not at all, or turns the picture another way than the server.
   const { picture } = work;
-  if (picture?.width !== reply.image.width || picture?.height !== reply.image.height) {
-    work.picture = isKept ? await fetchPicture(reply.id) : blankPicture(reply.image);
-  }
+  const isAnother = picture?.width !== reply.image.width || picture?.height !== reply.image.height;
+  // The network sees what lies beneath clear pixels, and no canvas has it.
+  if (isKept && (isAnother || picture.isSeeThrough)) work.picture = await fetchPicture(reply.id);
+  else if (isAnother) work.picture = blankPicture(reply.image);
   return { id: reply.id, model, reply, info: info ?? noMaps(reply), isKept, mask, elapsed };
 }
 

@@ -70,6 +70,18 @@ def test_the_mask_is_the_servers(opened: Opened, api: httpx.Client, picture: Pat
     shoot(page, f"page-{picture.stem}")
 
 
+def test_a_picture_is_shown_as_the_network_sees_it(opened: Opened, tmp_path: Path) -> None:
+    street = Image.open(SAMPLE).convert("RGB")
+    right = np.array(street)
+    street.putalpha(Image.new("L", street.size, 0))  # which the server drops
+    street.save(tmp_path / "clear.png")
+    page = opened()
+    choose(page, tmp_path / "clear.png")
+    ground = pixels(page.locator("#mask-stage canvas").first)
+    assert (ground[..., 3] == 255).all()
+    assert np.abs(ground[..., :3].astype(int) - right).mean() < TOLERANCE
+
+
 def test_the_map_is_the_servers_and_follows_the_click(opened: Opened, api: httpx.Client) -> None:
     page = opened(EXACT)
     result = choose(page)
