@@ -96,6 +96,21 @@ def test_colours_like_the_pages_own_are_outlined(opened: Opened, scheme: str, co
         assert contrast_at_edge(page, page.locator(kind).first) >= 3, kind  # WCAG 2.2, 1.4.11
 
 
+def test_in_the_systems_high_contrast(opened: Opened, api: httpx.Client) -> None:
+    page = opened(forced_colors="active")
+    choose(page)
+    classes = api.get("/models/ccnet-mobilenetv2-camvid").json()["classes"]
+    (road,) = (one["color"] for one in classes if one["name"] == "road")
+    swatch = page.locator("#legend .class", has_text="road").locator(".swatch").screenshot()
+    picture = np.array(Image.open(io.BytesIO(swatch)).convert("RGB"))
+    assert picture[picture.shape[0] // 2, picture.shape[1] // 2].tolist() == road
+    ask = page.locator("#legend .ask").first
+    ask.click()
+    for chosen, other in ((ask, page.locator("#legend .ask").last), tuple(page.locator(".tile .panel").all()[2:])):
+        expect(chosen).to_have_css("outline-style", "solid")
+        expect(other).to_have_css("outline-style", "none")
+
+
 def said(page: Page) -> str:
     """All that can be seen."""
     return " ".join(page.locator("#start, #work").all_inner_texts()).lower()
