@@ -250,7 +250,8 @@ async function restore() {
 function optionOf(model) {
   const { title, name, reason } = model;
   if (isReady(model)) return new Option(title, name);
-  return Object.assign(new Option(`${title || name} (${model.state})`, name), { disabled: true, title: reason ?? "" });
+  const why = model.state === "available" ? "not loaded" : model.state;
+  return Object.assign(new Option(`${title || name} (${why})`, name), { disabled: true, title: reason ?? "" });
 }
 
 async function begin() {

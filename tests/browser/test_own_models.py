@@ -83,6 +83,6 @@ def test_models_that_are_not_ready_cannot_be_chosen(opened: Opened) -> None:
     expect(broken).to_be_disabled()
     expect(broken).to_contain_text("(failed)")
     expect(page.locator('#model option[value="ann-mobilenetv2-camvid"]')).to_have_text(
-        "ANN, MobileNetV2, CamVid (available)"
+        "ANN, MobileNetV2, CamVid (not loaded)"
     )
     expect(page.locator('#model option[value="pspnet"]')).to_be_enabled()
