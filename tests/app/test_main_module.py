@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -43,6 +44,24 @@ def seglens(monkeypatch: pytest.MonkeyPatch) -> Seglens:
         return main()
 
     return seglens
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another OpenMP")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "4000"), ({"GOMP_SPINCOUNT": "70"}, "70"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+)
+def test_threads_of_a_pass_do_not_wait_for_long_on_a_core_that_others_want(given: dict[str, str], spins: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", "import app.__main__"],
+        env={**environment, **given, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in ran.stderr, "what OpenMP says that it took"
 
 
 def street(width: int = 96, height: int = 72) -> Image.Image:
