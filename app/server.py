@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -60,8 +61,9 @@ class Server(uvicorn.Server):
 
             listeners = [listener for server in self.servers for listener in server.sockets]
             high = min(_allow_files(), HIGHEST_FILE) - len(listeners)
-            for listener in listeners:  # each the first number that is free from there on
-                self._copies.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
+            with suppress(OSError):  # the system counts files in another way: it is as it would be by itself
+                for listener in listeners:  # each the first number that is free from there on
+                    self._copies.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, high))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._give_notice()

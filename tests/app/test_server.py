@@ -141,6 +141,12 @@ async def test_it_has_all_the_files_it_may_have() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
+async def test_it_starts_where_files_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_allow_files", lambda: -1)  # as `resource` calls that
+    async with running(drain_timeout=60) as served:
+        assert (await served.client.get("/livez")).status_code == 200
+
+
 async def test_what_cannot_be_finished_is_told_so() -> None:
     async with running(drain_timeout=0.3) as served:
         request = await served.accepted()
