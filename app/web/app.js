@@ -2,7 +2,7 @@
 
 import { Problem, getJson, segment } from "/web/api.js";
 import { Comparison } from "/web/compare.js";
-import { closeable, fillDownloads } from "/web/downloads.js";
+import { closeable, fillDownloads, saveFile } from "/web/downloads.js";
 import { Inspector } from "/web/inspector.js";
 import { fillLatency } from "/web/latency.js";
 import { DEFAULTS, readLink, writeLink } from "/web/link.js";
@@ -175,7 +175,7 @@ function restyle(asksAnew) {
 
 let noting = 0;
 function noteChange() { // browsers stop pages that change their address at every step of a drag
-  fillDownloads(byId("downloads"), state, view);
+  fillDownloads(byId("downloads"), state, view, guarded(saveFile));
   clearTimeout(noting);
   noting = setTimeout(() => history.replaceState(null, "", writeLink(linkValues())), 200);
 }

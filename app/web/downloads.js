@@ -1,9 +1,11 @@
 // What can be taken home: the API's own files of what is on show.
 
+import { get } from "/web/api.js";
 import { attentionUrl, choicesOf, pick } from "/web/attention.js";
 import { element } from "/web/panel.js";
 
-export function fillDownloads(list, { results, model, about }, view) {
+/** @param save called with the address and the name of a file that is wanted */
+export function fillDownloads(list, { results, model, about }, view, save) {
   const result = results.get(model);
   if (!result) return;
   const entries = result.isKept ? entriesOf(result, about, view) : [
@@ -11,8 +13,20 @@ export function fillDownloads(list, { results, model, about }, view) {
   ];
   list.replaceChildren(...entries.map(([title, kind, href]) => {
     const download = `${model}-${title.toLowerCase().replace(/[^a-z]+/g, "-")}.${kind}`;
-    return element("li", {}, element("a", { href, download }, title, element("small", {}, kind.toUpperCase())));
+    const link = element("a", { href, download }, title, element("small", {}, kind.toUpperCase()));
+    if (result.isKept) link.addEventListener("click", (event) => { event.preventDefault(); save(href, download); });
+    return element("li", {}, link);
   }));
+}
+
+/**
+ * Not the browser's own way, which tells nobody why there is no file.
+ * @throws {Problem}
+ */
+export async function saveFile(href, download) {
+  const address = URL.createObjectURL(await (await get(href)).blob());
+  element("a", { href: address, download }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000); // browsers say nowhere when they have read it
 }
 
 /** Has a menu, which is a <details>, close by Escape and by a click elsewhere, as menus do. */

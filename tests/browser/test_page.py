@@ -254,6 +254,15 @@ def test_downloads_are_what_is_shown(opened: Opened, api: httpx.Client) -> None:
     assert f'"id":"{result}"'.encode() in files["Attention, all numbers"]
 
 
+def test_a_download_of_a_result_that_is_gone_says_so(opened: Opened, api: httpx.Client) -> None:
+    page = opened(refusals=1)
+    result = choose(page)
+    assert api.delete(f"/results/{result}").is_success
+    page.locator(".menu summary").click()
+    page.locator("#downloads a", has_text="Mask, class ids").click()
+    expect(page.locator("#problem")).to_contain_text("This result is gone.")
+
+
 def test_attention_of_a_class(opened: Opened, api: httpx.Client) -> None:
     page = opened(EXACT)
     result = choose(page)
