@@ -132,7 +132,7 @@ def _to_rgb(image: Image.Image, grays: _Grays) -> Image.Image:
         values = np.array(image).astype(np.int64)
         levels = (values >> grays.excess).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(255 - levels if grays.inverted else levels)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
 
 
 def encode_ids(mask: Array) -> bytes:

@@ -36,7 +36,7 @@ from app.settings import Settings
 from app.traces import Spans, open_spans
 from models import ModelSpec, list_models
 
-SWEEP_INTERVAL = 5.0  # seconds
+SWEEP_INTERVAL = 30.0  # seconds: passes after each have the system map the pages anew that it gave back
 CODECS = 8  # threads: more than one event loop keeps busy, and each keeps up to 64 MiB of what it has freed
 MAX_DERIVED_BYTES = 128 << 20  # the matrices of both steps of criss-cross attention at 128x256 cells
 MAX_SLOW_MAPS = 8  # that take seconds each, one after another

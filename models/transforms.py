@@ -77,8 +77,9 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
         return image
     if not antialias:
         return resize_like_opencv(image, size)
-    planes = image.permute(2, 0, 1).unsqueeze(0)
-    resized = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
+    # The batch first: else torch doesn't see that channels come last, and goes by way of planes.
+    batch = image.unsqueeze(0).permute(0, 3, 1, 2)
+    resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
     return resized.squeeze(0).permute(1, 2, 0).contiguous()
 
 

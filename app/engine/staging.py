@@ -90,7 +90,7 @@ class Staging(threading.local):
         pixels = [image.pixels for image in images]
         try:
             if self._stream is None:
-                return Staged(tuple(images), torch.stack(pixels))
+                return Staged(tuple(images), pixels[0].unsqueeze(0) if len(pixels) == 1 else torch.stack(pixels))
             host = torch.stack(pixels, out=self._buffer(len(pixels), pixels[0]))
             with torch.cuda.stream(self._stream):
                 arriving = host.to(self._device, non_blocking=True)

@@ -62,6 +62,14 @@ def test_a_batch_without_room_is_left_to_the_pass(monkeypatch: pytest.MonkeyPatc
     assert values(staged) == [3, 1]
 
 
+def test_an_image_alone_is_not_copied() -> None:
+    [alone] = images(7)
+    staged = Staging(CPU)([alone])
+    assert staged.pixels is not None
+    assert staged.pixels.data_ptr() == alone.pixels.data_ptr()
+    assert values(staged) == [7]
+
+
 def test_a_batch_stays_as_it_is_while_others_are_staged() -> None:
     staging = Staging(CPU)
     first = staging(images(1, 2))
