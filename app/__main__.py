@@ -38,6 +38,10 @@ def main() -> int:
     try:
         settings = load_settings()
         status: int = arguments.run(arguments, settings)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail as it ends
+        return 1
     except (SettingsError, DeviceError, ModelError, ServiceError, OSError) as exc:
         print(f"seglens: {exc}", file=sys.stderr)
         return 1

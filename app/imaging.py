@@ -153,8 +153,8 @@ def encode_rgb(image: Array, image_format: ImageFormat = "PNG") -> bytes:
 
 
 def encode(image: Image.Image, image_format: ImageFormat) -> bytes:
-    # Run lengths and Huffman codes alone: of masks they leave less than a search for repetitions at level 6, of filtered
-    # colours as much, in a fraction of the time.
+    # Run lengths and Huffman codes alone: of masks they leave less than a search for repetitions at level 6, of
+    # colours, which are filtered, as much, in a fraction of the time.
     png = {"compress_level": 1, "compress_type": zlib.Z_RLE}
     options: dict[str, Any] = {"PNG": png, "JPEG": {"quality": 90}, "WEBP": {"quality": 90}}[image_format]
     buffer = io.BytesIO()

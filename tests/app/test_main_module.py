@@ -111,6 +111,14 @@ def test_models_zoo_lists_what_is_published(seglens: Seglens, capsys: pytest.Cap
     ]
 
 
+def test_models_may_be_cut_short_by_whoever_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    ran = subprocess.run([sys.executable, "-m", "app", "models", "--zoo"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+
+
 def test_convert_writes_what_can_be_served(
     seglens: Seglens, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
