@@ -18,6 +18,7 @@ from app.imaging import (
     Array,
     ImageFormat,
     blend,
+    colored,
     decode,
     encode_ids,
     encode_palette,
@@ -90,9 +91,9 @@ def render_file(record: Record, wanted: Format, media_type: str, alpha: float) -
         case "palette":
             return encode_palette(mask, palette)
         case "color":
-            return encode_rgb(palette[mask])
+            return encode_rgb(colored(mask, palette))
         case "overlay":
-            return encode_rgb(blend(original(record), palette[mask], alpha), IMAGE_FORMATS[media_type])
+            return encode_rgb(blend(original(record), colored(mask, palette), alpha), IMAGE_FORMATS[media_type])
         case "confidence":
             return encode_ids(record.segmentation.confidence)
         case "coco":
