@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf, isfinite
 from typing import Any
 
 from models.classes import Color
@@ -59,7 +60,7 @@ def first_said(*cards: Card) -> Card:
 def of_header(metadata: Mapping[str, str]) -> Card:
     """What the header of a file of ours says; what is not of the right form is not said."""
     classes, preprocessing, inference = (_object(metadata, name) for name in ("classes", "preprocessing", "inference"))
-    miou = _json(metadata.get("miou", ""))
+    miou = numbers([_json(metadata.get("miou", ""))])
     return Card(
         title=metadata.get("title"),
         dataset=metadata.get("dataset"),
@@ -78,14 +79,14 @@ def of_header(metadata: Mapping[str, str]) -> Card:
         scales=numbers(inference.get("scales")),
         flip=truth(inference.get("flip")),
         **{name: choice(name, inference.get(name)) for name in ("below_crop", "upsampling", "average")},
-        miou=float(miou) if isinstance(miou, (int, float)) else None,
+        miou=miou[0] if miou is not None and isfinite(miou[0]) else None,
         licence=metadata.get("licence"),
         source=metadata.get("source"),
     )
 
 
 def names(value: object) -> tuple[str, ...] | None:
-    return tuple(value) if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value) else None
+    return tuple(value) if isinstance(value, (list, tuple)) and all(map(_is_text, value)) else None
 
 
 def colors(value: object) -> tuple[Color, ...] | None:
@@ -102,7 +103,7 @@ def numbers(value: object) -> tuple[float, ...] | None:
         return None
     if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value):
         return None
-    return tuple(float(number) for number in value)
+    return tuple(map(_float, value))
 
 
 def triple(value: object) -> Triple | None:
@@ -128,6 +129,18 @@ def choice(name: str, value: object) -> Any:
     return value if isinstance(value, str) and value in CHOICES[name] else None
 
 
+def _is_text(value: object) -> bool:
+    """Escapes of JSON, and pickles, may hold half a character, which no answer could be written with."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer of hundreds of digits
+        return inf
+
+
 def _integers(value: object, count: int) -> tuple[int, ...] | None:
     if not isinstance(value, (list, tuple)) or len(value) != count:
         return None
@@ -143,6 +156,6 @@ def _object(metadata: Mapping[str, str], name: str) -> Mapping[str, object]:
 def _json(text: str) -> object:
     try:
         value: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # deeply nested text exhausts the parser
         return None
     return value

@@ -105,6 +105,8 @@ def read_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     path = Path(path)
     found, metadata, meta = read_file(path, weights=weights)
     stripped = strip_prefix(found)
+    if len(stripped) < len(found):
+        raise CheckpointError(f"{path}: holds tensors twice, with and without what stands before their names")
     layout = detect_layout(stripped)
     renamed = to_our_names(stripped, layout)
     if weights:
@@ -193,11 +195,8 @@ def _share_projection(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _check(path: Path, key: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
-        raise CheckpointError(f"{path}: {key} is a {tensor.layout} {tensor.dtype} tensor, not plain floating point")
-    # A view that repeats its values would become as large as it says.
-    if (held := tensor.untyped_storage().nbytes()) < tensor.nbytes:
-        raise CheckpointError(f"{path}: {key} has {tensor.nbytes} bytes, of which the file holds {held}")
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{path}: {key} is a {tensor.dtype} tensor, not plain floating point")
     # As they will be: what float64 can hold may be infinite in float32.
     if not tensor.float().isfinite().all():
         raise CheckpointError(f"{path}: {key} holds NaN or infinite weights")
@@ -208,7 +207,7 @@ def _check(path: Path, key: str, tensor: Tensor) -> None:
 def _fill(segmentor: Segmentor, state: Mapping[str, Tensor]) -> None:
     # Not by to_empty(), which on the meta device imports torch's compiler.
     filled = {
-        key: state[key].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        key: state[key].detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if key in state
         else torch.zeros(tensor.shape, dtype=tensor.dtype)  # the counters that no one reads
         for key, tensor in segmentor.state_dict().items()

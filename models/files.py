@@ -94,11 +94,22 @@ def _read_torch(path: Path, weights: bool) -> Content:
         raise CheckpointError(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f"{path}: holds no state dict, but a dict of other things than named tensors")
-    # A nested one has no shape, and says so in many ways.
-    nested = next((key for key, tensor in state.items() if tensor.is_nested), None)
-    if nested is not None:
-        raise CheckpointError(f"{path}: {nested} is a nested tensor, not plain floating point")
+    for key, tensor in state.items():
+        _check_held(path, key, tensor)
     if not weights:
         state = {key: torch.empty(tensor.shape, device="meta") for key, tensor in state.items()}
     meta = content.get("meta")
     return Content(state, {}, meta if isinstance(meta, dict) else {})
+
+
+def _check_held(path: Path, key: str, tensor: Tensor) -> None:
+    """Whether the file holds all that a tensor's shape promises: a network is built by shapes alone."""
+    # A nested one has no shape, and says so in many ways.
+    if tensor.is_nested:
+        raise CheckpointError(f"{path}: {key} is a nested tensor, not plain floating point")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(f"{path}: {key} is a {tensor.layout} {tensor.dtype} tensor, not plain floating point")
+    # A view that repeats its values would become as large as it says; `nbytes` of a larger one than 2^63 is wrong.
+    held, said = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+    if held < said:
+        raise CheckpointError(f"{path}: {key} has {said} bytes, of which the file holds {held}")

@@ -153,6 +153,8 @@ def _check_sizes(preprocessing: Preprocessing, inference: Inference) -> None:
         raise ValueError(
             f"scale {one}x{other}, {factor:g} times that, makes inputs above the limit, {MAX_INPUT_PIXELS} pixels"
         )
+    if preprocessing.multiple**2 > MAX_INPUT_PIXELS:
+        raise ValueError(f"multiple {preprocessing.multiple} makes inputs above the limit, {MAX_INPUT_PIXELS} pixels")
     one, other = inference.crop
     if inference.below_crop == "pad" and one * other > MAX_INPUT_PIXELS:
         raise ValueError(f"crop {one}x{other} makes inputs above the limit, {MAX_INPUT_PIXELS} pixels")

@@ -58,11 +58,21 @@ def test_a_header_of_ours() -> None:
             "classes": '{"names": [1], "palette": [[1, 2], [3, 4]]}',
             "inference": '{"mode": "sideways", "crop": [1.5, 2]}',
         },
+        {"classes": '{"names": ["half \\ud83d"]}', "preprocessing": "[" * 100_000, "miou": "NaN"},
+        {"miou": "1" + "0" * 400},
         {"classes": '{"names": "abc", "palette": [[256, 0, 0]]}', "inference": '{"crop": [true, 2], "stride": 7}'},
     ],
 )
 def test_what_is_not_of_the_right_form_is_not_said(metadata: dict[str, str]) -> None:
     assert of_header(metadata) == NOTHING_SAID
+
+
+def test_whole_characters_of_any_script_are_names() -> None:
+    assert card.names(["дорога", "木", "🚗"]) == ("дорога", "木", "🚗")
+
+
+def test_a_number_too_large_is_infinite() -> None:
+    assert of_header({"inference": json.dumps({"scales": [1, 10**400]})}).scales == (1.0, float("inf"))
 
 
 @pytest.mark.parametrize("value", [None, "abc", [1, 2], [1, 2, "3"], [True, 1, 2], 7])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import load_segmentor, read_checkpoint, save_segmentor
 from models.errors import CheckpointError
@@ -295,3 +295,19 @@ def test_a_tensor_that_is_larger_than_its_file_is_refused(state: dict[str, Tenso
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.bias has 20 bytes, of which the file holds 4"):
         load_segmentor(tmp_path / "model.pth")
+
+
+def test_parameters_load_as_plain_values(tmp_path: Path) -> None:
+    """As `state_dict(keep_vars=True)` gives them: a bias that is folded into a buffer would leave it a gradient."""
+    state = random_state(shapes_of("official_ann", Sizes()))
+    state |= {key: nn.Parameter(tensor) for key, tensor in state.items() if key.endswith(("weight", "bias"))}
+    torch.save(state, tmp_path / "model.pth")
+    assert not any(buffer.requires_grad for buffer in load_segmentor(tmp_path / "model.pth").buffers())
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_two_networks_in_one_state_dict_are_refused(state: dict[str, Tensor], tmp_path: Path, weights: bool) -> None:
+    """It would be chance which of them were served."""
+    torch.save({**state, **{f"module.{key}": tensor + 1 for key, tensor in state.items()}}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth: holds tensors twice"):
+        read_checkpoint(tmp_path / "model.pth", weights=weights)

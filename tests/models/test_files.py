@@ -87,6 +87,23 @@ def test_a_nested_tensor_is_named(tmp_path: Path, layout: torch.layout, weights:
         read_file(write(tmp_path / "model.pth", {**STATE, "odd.weight": nested}), weights=weights)
 
 
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        (torch.zeros(1).expand(1 << 31, 1 << 31), "has 18446744073709551616 bytes, of which the file holds 4"),
+        (torch.zeros(1).expand(1 << 62), "has 18446744073709551616 bytes, of which the file holds 4"),
+        (torch.eye(3).to_sparse(), "is a torch.sparse_coo torch.float32 tensor"),
+        (torch.empty(1 << 60, device="meta"), "is a torch.strided torch.float32 tensor"),
+    ],
+    ids=["two-sides", "one-side", "sparse", "meta"],
+)
+def test_a_shape_that_the_file_does_not_hold_is_refused(tmp_path: Path, odd: Tensor, what: str, weights: bool) -> None:
+    """As a shape alone it would be believed, and be more than can be counted."""
+    with pytest.raises(CheckpointError, match=rf"model\.pth: odd\.weight {what}"):
+        read_file(write(tmp_path / "model.pth", {**STATE, "odd.weight": odd}), weights=weights)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.pth: no such file"):
         read_file(tmp_path / "model.pth")

@@ -287,6 +287,7 @@ def test_recurrence_is_as_whoever_serves_it_says(tmp_path: Path) -> None:
     [
         (Card(scale=(65535, 65535)), "scale 65535x65535, 1 times that, makes inputs above the limit, 33554432 pixels"),
         (Card(scales=(1.0, 1e200)), r"scale 2048x1024, 1e\+200 times that"),
+        (Card(multiple=8192), "multiple 8192 makes inputs above the limit"),
         (Card(crop=(10000, 10000), below_crop="pad"), "crop 10000x10000 makes inputs above the limit"),
     ],
 )
