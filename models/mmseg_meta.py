@@ -15,8 +15,15 @@ from models.errors import CheckpointError
 Values = Mapping[str, object]
 
 # What a network of ours has of all that a configuration may give and shapes don't tell, and that is no option.
-BACKBONE: Values = {"strides": [1, 2, 1, 1], "dilations": [1, 1, 2, 4], "style": "pytorch"}
+BACKBONE: Values = {
+    "strides": [1, 2, 1, 1],
+    "dilations": [1, 1, 2, 4],
+    "style": "pytorch",
+    "multi_grid": None,
+    "eps": 1e-5,
+}
 HEAD: Values = {
+    "eps": 1e-5,
     "act_cfg": {"type": "ReLU"},
     "dilation": 1,
     # ANN, PSPNet
@@ -30,6 +37,9 @@ HEAD: Values = {
     "pooling_type": "att",
     "fusion_types": ["channel_add"],
 }
+# What a configuration that leaves it out means by that; of heads, mmsegmentation's defaults are ours.
+RESNETS = ("ResNet", "ResNetV1c", "ResNetV1d")
+RESNET_DEFAULTS: Values = {"strides": [1, 2, 2, 2], "dilations": [1, 1, 1, 1], "contract_dilation": False}
 
 
 def of_meta(meta: Values) -> Card:
@@ -65,10 +75,13 @@ def options_of_meta(meta: Values) -> dict[str, str]:
     """
     model = _mapping(_assignments(meta.get("config", meta.get("cfg"))).get("model"))
     head, backbone = _mapping(model.get("decode_head")), _mapping(model.get("backbone"))
+    if backbone.get("type") in RESNETS and None not in backbone:  # without a `**`, which may say what seems left out
+        backbone = {**RESNET_DEFAULTS, **backbone}
     for part, values, known in (("backbone", backbone, BACKBONE), ("head", head, HEAD)):
+        given = {**values, "eps": _mapping(values.get("norm_cfg")).get("eps")}
         for name, ours in known.items():
-            if values.get(name) not in (None, ours):
-                raise CheckpointError(f"its configuration gives the {part} {name} of {values[name]}; we know {ours}")
+            if given.get(name) not in (None, ours):
+                raise CheckpointError(f"its configuration gives the {part} {name} of {given[name]}; we know {ours}")
     said = {
         "recurrence": head.get("recurrence"),
         "align_corners": head.get("align_corners"),

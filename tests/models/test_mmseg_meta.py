@@ -11,7 +11,8 @@ OLD = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
-    backbone=dict(type='ResNetV1c', depth=50, dilations=(1, 1, 2, 4)),
+    backbone=dict(
+        type='ResNetV1c', depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), contract_dilation=True),
     decode_head=dict(type='CCHead', in_channels=2048, recurrence=2, num_classes=2, align_corners=True),
     test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -103,6 +104,7 @@ def test_a_resize_that_changes_the_ratio_is_no_scale(keep: str) -> None:
         {"config": "model = dict(**{'decode_head': 1}, test_cfg=[])\nimg_norm_cfg = dict(mean=[1, 2], std='x')"},
         {"config": "model, test_cfg = 1, 2\ntest_cfg.mode = 'slide'\ndata = {'test': None, **{}}"},
         {"config": "test_cfg = open('/etc/passwd')", "dataset_meta": {"classes": None, "palette": [[1]]}},
+        {"config": "data_preprocessor = 1", "CLASSES": ["half \ud83d"]},
         {"config": "test_pipeline = [7, dict(type='Resize', scale=(True, 1)), dict(transforms=3)]"},
     ],
 )
@@ -114,11 +116,25 @@ def test_what_is_not_of_the_right_form_is_not_said(meta: dict[str, object]) -> N
 
 
 def test_what_shapes_do_not_tell() -> None:
-    assert options_of_meta({"config": OLD}) == {"recurrence": "2", "align_corners": "True"}
+    assert options_of_meta({"config": OLD}) == {
+        "recurrence": "2",
+        "align_corners": "True",
+        "contract_dilation": "True",
+    }
     assert options_of_meta({"cfg": NEW}) == {"align_corners": "False"}
     backbone = "strides=unknown, dilations=(1, 1, 2, 4), contract_dilation=True"
     assert options_of_meta({"cfg": f"model = dict(backbone=dict({backbone}))"}) == {"contract_dilation": "True"}
     assert options_of_meta({}) == options_of_meta({"config": "model = 7"}) == {}
+
+
+def test_what_a_resnet_leaves_out_is_as_mmsegmentation_takes_it() -> None:
+    """Its dilation is contracted only if it says so; what `**` brings isn't known, nor of which kind it is without."""
+    whole = "type='ResNetV1c', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)"
+    assert options_of_meta({"cfg": f"model = dict(backbone=dict({whole}))"}) == {"contract_dilation": "False"}
+    for unknown in ("type='ResNet', **common", "depth=101"):
+        assert options_of_meta({"cfg": f"model = dict(backbone=dict({unknown}))"}) == {}
+    with pytest.raises(CheckpointError, match=r"the backbone strides of \[1, 2, 2, 2\]; we know \[1, 2, 1, 1\]"):
+        options_of_meta({"cfg": "model = dict(backbone=dict(type='ResNetV1d', depth=50))"})
 
 
 @pytest.mark.parametrize("said", ["strides=(1, 2, 2, 1)", "dilations=(1, 1, 1, 2)"])
@@ -131,6 +147,9 @@ def test_a_backbone_at_another_stride_is_refused(said: str) -> None:
     ("said", "sentence"),
     [
         ("backbone=dict(style='caffe')", "the backbone style of caffe; we know pytorch"),
+        ("backbone=dict(multi_grid=(1, 2, 4))", r"multi_grid of \[1, 2, 4\]; we know None"),
+        ("backbone=dict(norm_cfg=dict(type='BN', eps=0.001))", "the backbone eps of 0.001; we know 1e-05"),
+        ("decode_head=dict(norm_cfg=dict(type='BN', eps=0.001))", "the head eps of 0.001"),
         ("decode_head=dict(pool_scales=(1, 2, 4, 8))", r"the head pool_scales of \[1, 2, 4, 8\]; we know"),
         ("decode_head=dict(key_pool_scales=(1, 2))", r"key_pool_scales of \[1, 2\]; we know \[1, 3, 6, 8\]"),
         ("decode_head=dict(query_scales=(1, 2))", "query_scales"),
