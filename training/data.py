@@ -52,15 +52,22 @@ def load_split(root: Path, split: str, labels: Labels) -> list[Sample]:
 
 
 def _names(listed: Path) -> list[str]:
-    return [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as exc:
+        raise LabelsError(f"{listed}: {exc}") from exc
 
 
 def _load_sample(path: Path, mask_path: Path, labels: Labels) -> Sample:
     try:
-        image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
-        # Masks come in 1, 8 and 16 bits; a common type makes their values comparable.
-        mask = torch.from_numpy(np.array(Image.open(mask_path)).astype(np.int64))
-    except SyntaxError as exc:  # so Pillow calls a broken chunk of a PNG
+        with Image.open(path) as picture, Image.open(mask_path) as drawn:
+            image = torch.from_numpy(np.array(picture.convert("RGB")))
+            # Masks come in 1, 8 and 16 bits; a common type makes their values comparable.
+            mask = torch.from_numpy(np.array(drawn).astype(np.int64))
+    except FileNotFoundError:
+        raise
+    # Pillow says so in many ways, of a truncated file without its name.
+    except (OSError, SyntaxError, ValueError) as exc:
         raise LabelsError(f"{path} or its mask {mask_path} is broken: {exc}") from exc
     if mask.shape != image.shape[:2]:
         raise LabelsError(

@@ -73,7 +73,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     ):
         raise LabelsError(f"--confusion {arguments.confusion}: needs the name of a PNG in a folder that exists")
     labels = load_labels(arguments.labels) if arguments.labels else CAMVID_LABELS
-    checkpoint = read_checkpoint(arguments.weights)
     segmentor = load_segmentor(arguments.weights)
     if segmentor.num_classes != labels.count:
         raise LabelsError(f"{arguments.weights} has {segmentor.num_classes} classes, the labels {labels.count}")
@@ -81,13 +80,25 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if segmentor.prefers_channels_last:
         segmentor.use_channels_last()
     samples = load_split(arguments.data, arguments.split, labels)
-    stored = checkpoint.metadata.get("preprocessing")
-    preprocessing = Preprocessing(**json.loads(stored)) if stored else preprocessing_for(samples)
+    preprocessing = _stored_preprocessing(arguments.weights) or preprocessing_for(samples)
     predict = _predictor(segmentor, preprocessing, arguments)
     confusion = count_confusion(predict, samples, labels.count)
     print(report(scores(confusion), labels.classes.names))
     if arguments.confusion:
         draw(confusion, labels.classes.names).save(arguments.confusion)
+
+
+def _stored_preprocessing(path: Path) -> Preprocessing | None:
+    """What the header of a file of ours says.
+
+    Raises:
+        CheckpointError: it makes no sense
+    """
+    stored = read_checkpoint(path, weights=False).metadata.get("preprocessing")
+    try:
+        return None if stored is None else Preprocessing(**json.loads(stored))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: the preprocessing in its header makes no sense: {exc}") from exc
 
 
 def _predictor(

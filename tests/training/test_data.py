@@ -153,6 +153,23 @@ def test_grey_image_is_read_as_rgb(tmp_path: Path) -> None:
     assert torch.equal(sample.image, torch.full((3, 4, 3), 9, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("spoilt", ["train/only.png", "trainannot/only.png"])
+@pytest.mark.parametrize("kept", [20, 60, 100])
+def test_a_truncated_picture_is_named(spoilt: str, kept: int, tmp_path: Path) -> None:
+    noise = Image.effect_noise((40, 30), 90)
+    write_sample(tmp_path, noise.convert("RGB"), noise.point(lambda value: value % 2))
+    (tmp_path / spoilt).write_bytes((tmp_path / spoilt).read_bytes()[:kept])
+    with pytest.raises(LabelsError, match=r"train/only\.png or its mask .*trainannot/only\.png is broken"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
+
+
+def test_a_list_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (4, 3)))
+    (tmp_path / "train.txt").write_bytes("straße\n".encode("latin1"))
+    with pytest.raises(LabelsError, match=r"train\.txt: 'utf-8' codec can't decode"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
+
+
 def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     write_sample(tmp_path, Image.new("RGB", (4, 3)), Image.new("L", (5, 3)))
     with pytest.raises(LabelsError, match=r"train/only\.png is 3x4, but .*trainannot/only\.png 3x5;"):

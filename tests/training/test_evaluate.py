@@ -96,3 +96,14 @@ def test_command_prints_the_scores_of_a_checkpoint(
     printed = capsys.readouterr().out
     assert "bicyclist" in printed
     assert "mIoU" in printed
+
+
+@pytest.mark.parametrize("stored", ["nonsense", "{}", "[1]", '{"scale": 5, "mean": [0, 0, 0], "std": [1, 1, 1]}'])
+def test_a_header_that_makes_no_sense_is_one_sentence(
+    stored: str, data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {"preprocessing": stored})
+    monkeypatch.setattr("sys.argv", ["evaluate", str(weights), "--data", str(data_set), "--split", "val"])
+    assert evaluation.main() == 1
+    assert f"evaluate: {weights}: the preprocessing in its header makes no sense: " in capsys.readouterr().err
