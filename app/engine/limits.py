@@ -37,6 +37,7 @@ class Limits:
     def lower(self, lane: Lane, fits: int) -> None:
         """A batch ran out of memory; so many images fitted."""
         self._lowered[lane] = Limit(max(1, fits))
+        self._lowered.move_to_end(lane)
         if len(self._lowered) > self.LANES:
             self._lowered.popitem(last=False)
 

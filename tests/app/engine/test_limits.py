@@ -31,7 +31,9 @@ def test_a_lane_out_of_memory_is_lowered_alone_and_recovers_slowly() -> None:
     assert limits.of(LANE) == 3
     clean(limits, 2)
     assert limits.of(LANE) == 3, "batches smaller than the limit prove nothing"
-    clean(limits, 3)
+    clean(limits, 3, Limits.CLEAN - 1)
+    assert limits.of(LANE) == 3, "the next image takes as long"
+    clean(limits, 3, 1)
     assert limits.of(LANE) == 4
     clean(limits, 4, 10 * Limits.CLEAN)
     assert limits.of(LANE) == 4
@@ -60,3 +62,17 @@ def test_trouble_long_ago_is_forgotten_first() -> None:
         limits.lower(Lane("a", (1, width)), 2)
     assert limits.of(Lane("a", (1, 1))) == 8
     assert limits.of(Lane("a", (1, 2))) == 2
+    limits.lower(Lane("a", (1, 2)), 1)
+    limits.lower(Lane("b", (1, 1)), 2)
+    assert limits.of(Lane("a", (1, 2))) == 1, "its trouble is new"
+    assert limits.of(Lane("a", (1, 3))) == 8
+
+
+def test_a_lane_that_has_recovered_takes_no_place_of_one_in_trouble() -> None:
+    limits, first = Limits(2, 10**9), Lane("b", (10, 10))
+    limits.lower(first, 1)
+    limits.lower(LANE, 1)
+    clean(limits, 1)
+    for width in range(1, Limits.LANES):
+        limits.lower(Lane("a", (1, width)), 1)
+    assert limits.of(first) == 1
