@@ -32,6 +32,22 @@ def test_a_cost_is_never_negative_and_grows_with_the_batch(data: list[tuple[int,
     assert 0 <= less <= more
 
 
+@given(size=st.integers(1, 10**7), seconds=st.floats(0.001, 10), count=st.integers(Cost.MINIMUM, 60))
+def test_what_has_been_seen_in_one_size_alone_costs_in_proportion(size: int, seconds: float, count: int) -> None:
+    cost = Cost()
+    for _ in range(count):
+        cost.learn(size, seconds)
+    assert cost.predict(2 * size) == pytest.approx(2 * seconds)
+
+
+def test_no_line_is_so_steep_that_it_leaves_the_mean() -> None:
+    cost = Cost()
+    for _ in range(100):
+        cost.learn(1, 0.0)
+        cost.learn(3, 2.0)
+    assert cost.predict(2) == pytest.approx(1.0, rel=0.05)
+
+
 def test_nothing_is_predicted_from_too_few_batches() -> None:
     cost = Cost()
     for _ in range(Cost.MINIMUM):
@@ -77,6 +93,12 @@ def test_an_image_not_decoded_yet_is_taken_for_a_mean_one() -> None:
     assert typical.pixels == pytest.approx(LARGE.pixels, rel=0.01)
     assert costs.of_batch(typical, 2) == pytest.approx(costs.of_batch(LARGE, 2), rel=0.01)
     assert costs.of_batch(costs.typical("b"), 1) is None
+
+
+def test_where_all_are_of_one_size_so_will_be_the_next() -> None:
+    assert costs_of(SMALL, *[LARGE] * 20).typical("a") == LARGE
+    costs = costs_of(*[SMALL, LARGE] * 30)
+    assert SMALL.pixels < costs.typical("a").pixels < LARGE.pixels, "the last of several is like none of them"
 
 
 def test_only_the_lanes_seen_last_are_remembered() -> None:

@@ -48,6 +48,7 @@ def test_where_costs_are_unknown_there_is_none(forecast: Forecast) -> None:
     assert forecast.work({LANE: 1, UNKNOWN: 1}, [], LANE, now=0.0) is None
     assert forecast.work({LANE: 1}, [running(UNKNOWN, 1, 0.0)], LANE, now=0.0) is None
     assert forecast.seconds_each(UNKNOWN) == 0
+    assert forecast.seconds_to_next_place([running(UNKNOWN, 1, 0.0)], now=0.0) == 1
 
 
 def test_from_one_image_to_the_next_batches_are_full(forecast: Forecast) -> None:

@@ -54,6 +54,10 @@ def test_an_empty_queue_takes_any_one_job() -> None:
     assert len(lacks(Places(20, 1000), a_job(99, 9999), Room(1, 1))) == 2, "unless it is promised to another"
 
 
+def test_where_nothing_is_held_passes_are_thought_to_hold_what_the_job_s_do() -> None:
+    assert lacks(Places(20, 1000), a_job(4, 800), Room(1, 400)) == [("bytes", 1200, 1000, 1.0)]
+
+
 def test_beside_a_few_a_job_of_any_number_of_passes_is_taken_but_not_of_any_size() -> None:
     places, job = taken(4, 400), a_job(20, 601)
     assert [lack.of for lack in lacks(places, job, few=4)] == ["bytes"]
