@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -87,16 +87,26 @@ def test_items_leave_at_their_age(store: ResultStore[Item], clock: Clock) -> Non
     assert (len(store), store.nbytes) == (1, 30)
 
 
-@pytest.mark.parametrize("look", ["drop_old", "nbytes", "__len__"])
-def test_what_is_old_is_let_go_by_whoever_looks(store: ResultStore[Item], clock: Clock, look: str) -> None:
+LOOKS: dict[str, Callable[[ResultStore[Item]], object]] = {
+    "drop_old": ResultStore.drop_old,
+    "nbytes": lambda store: store.nbytes,
+    "len": len,
+    "in": lambda store: "b" in store,
+    "put": lambda store: store.put("b", Item(10)),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_what_is_old_is_let_go_by_whoever_looks(
+    store: ResultStore[Item], clock: Clock, look: Callable[[ResultStore[Item]], object]
+) -> None:
     item = Item(10)
     gone = weakref.ref(item)
     store.put("a", item)
     del item
     clock.now += 60
     assert gone() is not None
-    value = getattr(store, look)
-    assert not (value() if callable(value) else value)
+    look(store)
     assert gone() is None
 
 

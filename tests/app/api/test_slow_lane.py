@@ -70,6 +70,20 @@ async def test_too_many_are_refused(
     assert await lane.run(lambda: 3) == 3
 
 
+async def test_the_refused_are_told_how_long_the_last_one_took(
+    lane: SlowLane, gate: threading.Event, held: tuple[threading.Event, Callable[[], int]]
+) -> None:
+    begun, work = held
+    assert await lane.run(lambda: 3) == 3
+    there = [asyncio.create_task(lane.run(work)) for _ in range(2)]
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    with pytest.raises(QueueFull) as refused:
+        await lane.run(lambda: 3)
+    assert 0 < (refused.value.retry_after or 0.0) < 1.0, "a second is only a guess, before the first"
+    gate.set()
+    await asyncio.gather(*there)
+
+
 async def test_who_leaves_gives_the_turn_up(
     lane: SlowLane, gate: threading.Event, held: tuple[threading.Event, Callable[[], int]]
 ) -> None:
