@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from app.engine.cost import Cost
 from app.engine.jobs import Batch, Job, Lane
+from app.engine.promises import Promises
 from app.engine.scheduler import Policy, Scheduler
 from app.errors import DeadlineUnreachable, Overloaded, QueueFull
 from benchmarks.replay import Callers, Device, Outcome, Simulation
@@ -470,6 +471,30 @@ def test_images_not_decoded_yet_count_as_those_before_them() -> None:
     for number in range(4):
         scheduler.admit(a_job(payload=number), 0.0)
     assert scheduler.predicted_wait(0.0) == pytest.approx(3.0)
+    scheduler.admit(job := a_job(payload=4), 0.0)
+    assert job.predicted == pytest.approx(3.0 + 1.5)
+
+
+def test_who_has_been_decoded_does_not_wait_for_those_who_have_not() -> None:
+    scheduler = learnt()
+    job = a_job(deadline=2.0, payload=9)
+    scheduler.admit(job, 0.0)
+    for number in range(4):
+        scheduler.admit(a_job(payload=number), 0.0)
+    scheduler.submit(job, SMALL, 100, 0.0)
+    assert len(scheduler) == 5
+
+
+def test_a_decoded_image_is_judged_by_its_own_size_not_by_that_of_most() -> None:
+    scheduler = learnt_on_two_slots()
+    job = a_job(deadline=3.5, payload=9)
+    scheduler.admit(job, 0.0)
+    waiting(scheduler, SMALL)
+    started(scheduler)
+    # Of twice the pixels it takes 2 s of the whole device, and the other 1 s, before it or beside it.
+    with pytest.raises(DeadlineUnreachable) as late:
+        scheduler.submit(job, Lane("a", (10, 20)), 100, 0.0)
+    assert late.value.actual == pytest.approx(1 + 2 + 1, rel=0.01)
 
 
 def test_the_predicted_wait_knows_of_the_pixel_limit() -> None:
@@ -499,11 +524,11 @@ def test_failed_batches_teach_nothing() -> None:
 
 def test_an_answer_is_compared_with_its_prediction_once() -> None:
     scheduler = learnt()
-    (job,) = waiting(scheduler, SMALL)
+    (job,) = waiting(scheduler, SMALL, now=10.0)
     assert job.predicted == pytest.approx(1.5)
-    scheduler.completed(started(scheduler), 1, 1.5, 3.0)
-    assert scheduler.answered(job, 3.0) == pytest.approx(2.0)
-    assert scheduler.answered(job, 3.0) is None
+    scheduler.completed(started(scheduler, 10.0), 1, 1.5, 13.0)
+    assert scheduler.answered(job, 13.0) == pytest.approx(2.0)
+    assert scheduler.answered(job, 13.0) is None
 
 
 # --- admission
@@ -552,6 +577,17 @@ def test_jobs_that_were_late_make_the_door_narrower() -> None:
     with pytest.raises(DeadlineUnreachable):
         scheduler.admit(a_job(deadline=5.0), 0.0)
     scheduler.admit(a_job(deadline=12.0), 0.0)
+
+
+def test_jobs_that_took_as_long_as_was_thought_make_it_no_narrower() -> None:
+    scheduler = learnt()
+    for _ in range(20):
+        (job,) = waiting(scheduler, SMALL, now=100.0)
+        scheduler.completed(started(scheduler, 100.0), 1, 1.5, 101.5)
+        scheduler.answered(job, 101.5)
+    waiting(scheduler, *[SMALL] * 4, now=101.5)
+    started(scheduler, 101.5)
+    scheduler.admit(a_job(deadline=101.5 + 4.94, caller="x"), 101.5)
 
 
 def test_an_idle_server_takes_a_job_however_short_its_deadline() -> None:
@@ -678,3 +714,42 @@ def test_the_promised_places_never_make_the_queue_longer() -> None:
     refused = refusal(scheduler, a_job(caller="early"), wait)
     assert isinstance(refused, QueueFull)
     assert refused.actual == 13
+
+
+def test_who_was_let_in_keeps_its_place_beside_those_who_were_promised_one() -> None:
+    scheduler: Scheduler[int] = Scheduler(Policy(4, 10_000, 12, 1_000_000))
+    job = a_job(caller="first")
+    scheduler.admit(job, 0.0)
+    waiting(scheduler, *[SMALL] * 11)
+    for number in range(3):
+        refusal(scheduler, a_job(caller=f"later {number}"))
+    scheduler.submit(job, SMALL, 100, 0.0)
+    assert len(scheduler) == 12
+
+
+def test_whoever_comes_next_sees_that_others_did_not_come_when_told() -> None:
+    scheduler = crowded(Policy(4, 10_000, 12, 1_000_000))
+    wait = refusal(scheduler, a_job(caller="never comes")).retry_after or 0.0
+    assert scheduler.retry_ratios() == []
+    refusal(scheduler, a_job(caller="next"), wait + Promises.GRACE + 0.1)
+    assert len(scheduler.retry_ratios()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lanes", "slots", "lets_in"), [([SMALL], 1, False), ([SMALL, LARGE], 1, True), ([SMALL], 2, True)]
+)
+def test_promised_places_are_kept_free_only_beside_enough_for_batches_of_each_size_on_each_slot(
+    lanes: list[Lane], slots: int, lets_in: bool
+) -> None:
+    scheduler: Scheduler[int] = Scheduler(Policy(4, 10_000, 32, 1_000_000, slots))
+    for number, lane in enumerate(islice(cycle(lanes), 32)):
+        waiting(scheduler, lane, now=0.01 * number)
+    for number in range(20):
+        refusal(scheduler, a_job(caller=f"promised {number}"), 0.5)
+    while len(scheduler) > 12:
+        batch = started(scheduler, 0.5)
+        scheduler.completed(batch, len(batch.jobs), None, 0.5)
+    if lets_in:
+        scheduler.check(a_job(caller="new"), 0.5)
+    else:
+        assert isinstance(refusal(scheduler, a_job(caller="new"), 0.5), QueueFull)
