@@ -64,7 +64,21 @@ def test_cityscapes_at_769_has_eight_windows() -> None:
 
 
 def test_whole_is_one_window() -> None:
-    assert list_windows((20, 31), Inference()) == (Window(0, 0, 20, 31),)
+    for size in ((20, 31), (2000, 3100)):
+        assert list_windows(size, Inference()) == (Window(0, 0, *size),)
+
+
+@pytest.mark.parametrize(("crop", "count"), [((1, 1), 24), ((2, 1), 12), ((1, 2), 12)])
+def test_windows_may_lie_side_by_side_and_be_a_pixel_wide(crop: Size, count: int) -> None:
+    assert len(set(list_windows((4, 6), Inference("slide", crop, stride=crop)))) == count
+
+
+def test_a_view_with_a_side_below_the_crop_may_be_seen_whole() -> None:
+    whole = replace(SLIDE, below_crop="whole")
+    for size in ((7, 25), (25, 9)):
+        assert list_windows(size, whole) == (Window(0, 0, *size),)
+    for size in ((8, 25), (25, 10)):
+        assert list_windows(size, whole) == list_windows(size, SLIDE), "a crop high, or wide, is not below it"
 
 
 def test_views_are_scale_by_scale_with_the_mirror_image_second() -> None:
@@ -76,6 +90,7 @@ def test_views_are_scale_by_scale_with_the_mirror_image_second() -> None:
         ((20, 40), False),
         ((20, 40), True),
     ]
+    assert [view.flipped for view in list_views((10, 20), preprocessing, Inference())] == [False]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -153,6 +168,17 @@ def test_windows_of_several_views_are_decided_as_their_whole_maps_are(monkeypatc
         torch.testing.assert_close(confidence.float() / 255, best, atol=0.5 / 255 + 1e-5, rtol=0)
 
 
+def test_a_view_seen_whole_may_be_resized_once_one_in_windows_is_resized_twice() -> None:
+    size, original = (13, 17), (19, 23)
+    part, whole = torch.randn(3, 4, 5), View(size, False, (Window(0, 0, *size),))
+    at_once = F.interpolate(part[None], original, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(spread(place_windows([part], whole, original, "once", align_corners=False)), at_once)
+    view = View(size, False, list_windows(size, SLIDE))
+    parts = [torch.randn(3, 4, 5) for _ in view.windows]
+    once, twice = (place_windows(parts, view, original, how, align_corners=False) for how in ("once", "twice"))
+    torch.testing.assert_close(spread(once), spread(twice))
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_one_view_is_resized_twice_and_then_decided(align_corners: bool) -> None:
     logits, view = torch.randn(5, 4, 5), View((32, 40), False, (Window(0, 0, 32, 40),))
@@ -180,8 +206,11 @@ def test_several_views_are_mirrored_back_and_their_softmaxes_averaged() -> None:
         ({"average": "votes"}, "average is 'votes'"),
         ({"mode": "slide", "crop": (0, 8)}, "must be positive"),
         ({"mode": "slide", "crop": (8, 8), "stride": (9, 8)}, "would leave gaps"),
+        ({"mode": "slide", "crop": (8, 8), "stride": (8, 9)}, "would leave gaps"),
         ({"scales": ()}, "at least one"),
         ({"scales": (1.0, float("nan"))}, "all positive"),
+        ({"scales": (float("inf"),)}, "all positive"),
+        ({"scales": (0.0,)}, "all positive"),
         ({"scales": (-1.0,)}, "all positive"),
     ],
 )
