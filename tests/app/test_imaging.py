@@ -235,6 +235,13 @@ def test_a_broken_orientation_is_ignored(tiff: bytes) -> None:
     assert difference(decode(jpeg_with_exif(tiff), PLENTY), photograph()) <= 12
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_an_exif_that_is_none_is_ignored(image_format: str) -> None:
+    """Pillow looks into a JPEG's as it opens it, into these only when it is asked."""
+    data = saved(Image.fromarray(noise()), image_format, exif=b"Exif\0\0garbage", **LOSSLESS[image_format])
+    assert np.array_equal(decode(data, PLENTY), noise())
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize(
     "other",

@@ -63,8 +63,7 @@ async def test_too_many_are_refused(
     assert await asyncio.to_thread(begun.wait, PATIENCE)
     with pytest.raises(QueueFull, match=r"2 maps .* limit is 2") as refused:
         await lane.run(lambda: 3)
-    assert (refused.value.limit, refused.value.actual) == (2, 2)
-    assert refused.value.retry_after is not None
+    assert (refused.value.limit, refused.value.actual, refused.value.retry_after) == (2, 2, 1.0)
     gate.set()
     await asyncio.gather(*there)
     assert await lane.run(lambda: 3) == 3
@@ -147,3 +146,14 @@ async def test_who_leaves_at_the_end_has_left(lane: SlowLane, held: tuple[thread
     with pytest.raises(asyncio.CancelledError):
         await there
     await stopping
+
+
+async def test_to_close_it_waits_for_nobody_at_work(
+    lane: SlowLane, gate: threading.Event, held: tuple[threading.Event, Callable[[], int]]
+) -> None:
+    begun, work = held
+    there = asyncio.create_task(lane.run(work))
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    lane.close()
+    gate.set()
+    assert await there == 1, "it lost no patience"
