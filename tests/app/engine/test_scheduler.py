@@ -623,6 +623,24 @@ def test_a_full_queue_says_when_the_next_batch_makes_room() -> None:
     assert refusal(scheduler, a_job(caller="x"), 1.0).retry_after == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_job_of_several_passes_waits_until_all_have_room() -> None:
+    scheduler = learnt(Policy(4, 10_000, 4, 1_000_000))
+    waiting(scheduler, *[SMALL] * 4)
+    started(scheduler)
+    waiting(scheduler, *[SMALL] * 4)
+    # 3 s until the first place, and a quarter of that for each of the two after it.
+    assert refusal(scheduler, Job("a", "x", 100, NEVER, 0, 3)).retry_after == pytest.approx(3.0 + 1.5, rel=0.05)
+
+
+def test_of_two_reasons_the_one_that_lasts_longer_is_told() -> None:
+    scheduler = learnt(Policy(4, 10_000, 4, 1_000_000))
+    waiting(scheduler, *[SMALL] * 4)
+    started(scheduler)
+    waiting(scheduler, *[SMALL] * 4)
+    assert isinstance(refusal(scheduler, a_job(deadline=7.0, caller="x")), QueueFull)
+    assert isinstance(refusal(scheduler, a_job(deadline=1.0, caller="y")), DeadlineUnreachable)
+
+
 def test_an_empty_queue_takes_one_job_of_any_size() -> None:
     scheduler: Scheduler[int] = Scheduler(POLICY)
     waiting(scheduler, SMALL, nbytes=POLICY.max_queue_bytes + 1)
