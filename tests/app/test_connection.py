@@ -137,3 +137,33 @@ async def test_one_beyond_the_limit_is_refused(opened: Opened, piece: bytes) -> 
     reply = await asyncio.wait_for(reader.read(), 30)
     assert reply.startswith(b"HTTP/1.1 431 ")
     assert reply.endswith(b"has more than %d bytes" % MAX_HEAD_BYTES)
+
+
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n9\r\n123456789\r\n0\r\n\r\n"
+WISHES = {
+    "h2c": b"POST / HTTP/1.1\r\nHost: here\r\n" + WISH + b"Content-Length: 9\r\n\r\n123456789",
+    "chunked": b"POST / HTTP/1.1\r\nHost: here\r\n" + WISH + CHUNKED,
+    "websocket": b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 9\r\n\r\n123456789",
+}
+
+
+@ample
+@pytest.mark.parametrize("piece", [1, 7, 1 << 16])
+@pytest.mark.parametrize("wish", WISHES)
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(opened: Opened, wish: str, piece: int) -> None:
+    reader, writer = opened
+    wished = GET.replace(b"\r\n\r\n", b"\r\n" + WISH + b"\r\n")
+    sent = WISHES[wish] + wished * 2 + GET + WISHES[wish]
+    for start in range(0, len(sent), piece):
+        writer.write(sent[start : start + piece])
+        await writer.drain()
+        await asyncio.sleep(0)
+    assert [await answer(reader) for _ in range(5)] == [b"9", b"0", b"0", b"0", b"9"]
+
+
+@ample
+async def test_what_comes_after_a_wish_in_one_piece_is_all_read(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 1100)
+    assert {await answer(reader) for _ in range(1100)} == {b"0"}
