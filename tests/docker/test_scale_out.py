@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import httpx
 import pytest
@@ -112,8 +114,10 @@ async def test_who_was_refused_comes_back_to_its_place_in_line(scaled: str) -> N
     assert [came for came in refused if came[0] != came[1]] == []
 
 
-def test_metrics_stay_inside(scaled: str) -> None:
-    assert httpx.get(f"{scaled}/metrics", timeout=60).status_code == 404
+@pytest.mark.parametrize("path", ["/metrics", "/%6Detrics", "/%6d%65trics", "/metrics/", "/metrics?a=b"])
+def test_metrics_stay_inside(scaled: str, path: str) -> None:
+    with pytest.raises(HTTPError, match="404"):  # by urllib, which sends a path as it is written
+        urlopen(scaled + path, timeout=60)
 
 
 def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_path: Path) -> None:
