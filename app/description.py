@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from models import Card, CheckpointError
 from models.windows import Average, BelowCrop, Mode, Upsampling
@@ -63,13 +65,15 @@ def read_description(checkpoint: Path) -> Card:
     except (yaml.YAMLError, UnicodeError, RecursionError) as exc:
         raise CheckpointError(f"{path}: no YAML: {' '.join(str(exc).split())}") from exc
     except ValidationError as exc:
-        problems = (_sentence(error["loc"], error["msg"]) for error in exc.errors())
-        raise CheckpointError(f"{path}: {'; '.join(problems)}") from exc
+        raise CheckpointError(f"{path}: {'; '.join(map(_sentence, exc.errors()))}") from exc
     return Card(**dict(description))
 
 
-def _sentence(location: tuple[int | str, ...], message: str) -> str:
-    name = ".".join(str(part) for part in location)
-    if message == "Extra inputs are not permitted":
+def _sentence(error: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
         return f"unknown key {name!r}; there are {', '.join(Description.model_fields)}"
-    return f"{name}: {message}" if name else f"not a mapping of keys to values ({message})"
+    if not name:
+        return f"not a mapping of keys to values, but {reprlib.repr(error['input'])}"
+    given = "" if error["type"] == "missing" else f", not {reprlib.repr(error['input'])}"
+    return f"{name}: {error['msg']}{given}"

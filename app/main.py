@@ -32,9 +32,9 @@ from app.engine.scheduler import Policy
 from app.engine.worker import Worker
 from app.metrics import Metrics
 from app.results import ResultStore
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.traces import Spans, open_spans
-from models import ModelSpec, list_models
+from models import ModelError, ModelSpec, list_models
 
 SWEEP_INTERVAL = 30.0  # seconds: passes after each have the system map the pages anew that it gave back
 CODECS = 8  # threads: more than one event loop keeps busy, and each keeps up to 64 MiB of what it has freed
@@ -112,8 +112,16 @@ def _threads(name: str, count: int) -> ThreadPoolExecutor:
 def _planned(catalog: Catalog, settings: Settings) -> list[ModelSpec]:
     """What to load at the start: the default first, without which there is no server."""
     named = [name.strip() for name in settings.models.split(",") if name.strip()]
-    names = named or [spec.name for spec in catalog.specs()]
-    return [catalog.find(name) for name in dict.fromkeys([settings.default_model, *names])]
+    first = _found(catalog, settings.default_model, "SEGLENS_DEFAULT_MODEL")
+    others = [_found(catalog, name, "SEGLENS_MODELS") for name in named] or catalog.specs()
+    return list({spec.name: spec for spec in [first, *others]}.values())
+
+
+def _found(catalog: Catalog, name: str, setting: str) -> ModelSpec:
+    try:
+        return catalog.find(name)
+    except ModelError as exc:
+        raise SettingsError(f"{setting}: {exc}") from exc
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from fastapi import FastAPI
 
 from app.connection import Connection
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Of a connection without requests, or with half of one's head. Who closes first can lose one that is on its way, so it
 # shall be the client or the proxy: they wait up to a minute, most of them.
@@ -55,7 +58,11 @@ class Server(uvicorn.Server):
         Linux closes a killed process's files from the highest number down. The port has a low one, and would go last:
         who lost a request and came again at once would be let in once more, and lose another.
         """
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn's log has the reason, and often no more than that
+            log.error("can't listen: SEGLENS_HOST is %s, SEGLENS_PORT %d", self.config.host, self.config.port)
+            raise
         if sys.platform == "linux":
             import fcntl  # other systems may have none
 

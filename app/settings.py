@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import DirectoryPath, Field, SecretStr, ValidationError, model_validator
+from pydantic import DirectoryPath, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEGLENS_"
@@ -20,9 +22,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    # Of an empty one asyncio makes all addresses.
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
     log_format: Literal["text", "json"] = Field("text", description="text, or json: one object a line.")
 
     admin_key: SecretStr = Field(
@@ -43,7 +48,10 @@ class Settings(BaseSettings):
         description="auto (bfloat16 where the device has it, on a CPU in part, if masks stay the same) or float32.",
     )
     threads: int = Field(
-        0, ge=0, description="CPU threads of a forward pass that runs alone; 0 leaves the choice to torch."
+        0,
+        ge=0,
+        le=1024,  # of more than the system grants OpenMP aborts the process
+        description="CPU threads of a forward pass that runs alone, up to 1024; 0 leaves the choice to torch.",
     )
     reference_operators: bool = Field(
         False,
@@ -80,15 +88,25 @@ class Settings(BaseSettings):
         description="Seconds of one batch after which the device is taken for dead, and the server ends.",
     )
 
+    @field_validator("model_dir", mode="before")
+    @classmethod
+    def _is_named(cls, folder: Any) -> Any:
+        """An empty path would be the working directory."""
+        if folder == "":
+            raise ValueError("Path should not be empty")
+        return folder
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_queue_size < self.max_batch_size:
             raise ValueError(
-                f"max_queue_size is {self.max_queue_size}, less than one batch (max_batch_size {self.max_batch_size})"
+                f"SEGLENS_MAX_QUEUE_SIZE is {self.max_queue_size}, less than one batch "
+                f"(SEGLENS_MAX_BATCH_SIZE {self.max_batch_size})"
             )
         if self.max_queue_size < self.max_passes:
             raise ValueError(
-                f"max_queue_size is {self.max_queue_size}, less than one image may need (max_passes {self.max_passes})"
+                f"SEGLENS_MAX_QUEUE_SIZE is {self.max_queue_size}, less than one image may need "
+                f"(SEGLENS_MAX_PASSES {self.max_passes})"
             )
         return self
 
@@ -106,9 +124,11 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as exc:
-        raise SettingsError("; ".join(_sentence(error["loc"], error["msg"]) for error in exc.errors())) from exc
+        raise SettingsError("; ".join(map(_sentence, exc.errors()))) from exc
 
 
-def _sentence(location: tuple[int | str, ...], message: str) -> str:
-    name = f"{PREFIX}{location[0]}".upper() if location else "settings"
-    return f"{name}: {message}"
+def _sentence(error: ErrorDetails) -> str:
+    reason = error["msg"].removeprefix("Value error, ")  # pydantic's words before ours
+    if not error["loc"]:  # about several, which it names
+        return reason
+    return f"{PREFIX}{error['loc'][0]}".upper() + f": {reason}, not {json.dumps(error['input'], default=str)}"

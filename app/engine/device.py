@@ -28,7 +28,9 @@ def find_device(name: str) -> torch.device:
         return device
     index = device.index or 0  # a thread can be set to a device with a number alone
     if index >= count:
-        raise DeviceError(f"no device {name}: torch {torch.__version__} sees {count} CUDA devices")
+        raise DeviceError(
+            f"no device {name}: SEGLENS_DEVICE names it, but torch {torch.__version__} sees {count} CUDA devices"
+        )
     return torch.device("cuda", index)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -252,7 +253,7 @@ def test_a_device_that_is_not_there(
 ) -> None:
     arguments = (photo, "-o", photo.with_name("mask.png")) if command == "segment" else ()
     error = failing(seglens, capsys, command, *arguments, device=device)
-    assert f"no device {device}: " in error
+    assert f"no device {device}: SEGLENS_DEVICE " in error
     assert not photo.with_name("mask.png").exists()
 
 
@@ -291,10 +292,21 @@ def test_serve_listens_where_the_settings_say(seglens: Seglens, configs: list[uv
 
 
 @pytest.mark.usefixtures("configs")
-def test_serve_does_not_start_with_an_unknown_default_model(
-    seglens: Seglens, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("setting", ["default_model", "models"])
+def test_serve_does_not_start_with_an_unknown_model(
+    seglens: Seglens, capsys: pytest.CaptureFixture[str], setting: str
 ) -> None:
-    assert "'nope'" in failing(seglens, capsys, "serve", default_model="nope")
+    error = failing(seglens, capsys, "serve", device="cpu", **{setting: "nope"})
+    assert error.startswith(f"seglens: SEGLENS_{setting.upper()}: no model 'nope'; there are {MODEL}, ")
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_address_that_cannot_be_had_is_named(seglens: Seglens, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit):
+            seglens("serve", device="cpu", port=str(port))
+    assert f"can't listen: SEGLENS_HOST is 127.0.0.1, SEGLENS_PORT {port}" in caplog.messages
 
 
 @pytest.mark.usefixtures("handlers")
