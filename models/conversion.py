@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from models.checkpoint import options_to_metadata, read_checkpoint, save_segmentor
 from models.errors import CheckpointError
@@ -21,17 +22,33 @@ def convert(spec: ModelSpec, path: Path) -> None:
 
     Raises:
         CheckpointError: as `load_model`; or the path is not for safetensors, or is the model's own file
+        OSError: its folder is not there, or it cannot be written
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: what is written is safetensors, and must be named so")
     if path.exists() and path.samefile(spec.weights):
         raise CheckpointError(f"{path}: is the file that is to be converted")
+    check_folder(path)
     segmentor = load_model(spec)
     of_file = read_checkpoint(spec.weights, weights=False).options
     options = replace(of_file, align_corners=spec.align_corners, recurrence=spec.recurrence or of_file.recurrence)
     unfinished = path.with_suffix(".part")
-    save_segmentor(segmentor, unfinished, {**options_to_metadata(options), **header(spec)}, torch.float32)
+    try:
+        save_segmentor(segmentor, unfinished, {**options_to_metadata(options), **header(spec)}, torch.float32)
+    except SafetensorError as exc:
+        raise OSError(f"{path}: {exc}") from exc
     unfinished.replace(path)
+
+
+def check_folder(path: Path) -> None:
+    """
+    Raises:
+        FileNotFoundError, NotADirectoryError: a file to be written has no folder to be in; said before there is work
+    """
+    if not path.parent.exists():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path}: {path.parent} is no folder")
 
 
 def header(spec: ModelSpec) -> dict[str, str]:

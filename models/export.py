@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conversion import header
+from models.conversion import check_folder, header
 from models.errors import ModelError
 from models.registry import ModelSpec, load_model
 from models.segmentor import Segmentor
@@ -50,7 +50,9 @@ def export_onnx(spec: ModelSpec, path: Path) -> None:
     Raises:
         CheckpointError: as `load_model`
         ModelError: the packages that write ONNX are not installed
+        OSError: the path's folder is not there
     """
+    check_folder(path)
     try:
         for package in ("onnx", "onnxscript"):
             import_module(package)

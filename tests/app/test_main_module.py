@@ -143,6 +143,27 @@ def test_convert_says_why_it_cannot(seglens: Seglens, tmp_path: Path, capsys: py
     assert "broken.pth: not a torch checkpoint" in error
 
 
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_a_folder_to_write_into_is_named(
+    seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    missing, file = tmp_path / "missing", tmp_path / "file"
+    file.touch()
+    weights = list_models()[0].weights
+    error = failing(seglens, capsys, command, weights, "-o", missing / "ours.safetensors")
+    assert error == f"seglens: {missing / 'ours.safetensors'}: there is no folder {missing}\n"
+    error = failing(seglens, capsys, command, weights, "-o", file / "ours.safetensors")
+    assert error == f"seglens: {file / 'ours.safetensors'}: {file} is no folder\n"
+
+
+def test_convert_says_what_it_cannot_write(
+    seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ours.part").mkdir()  # where it writes first
+    ours = tmp_path / "ours.safetensors"
+    assert f"seglens: {ours}: " in failing(seglens, capsys, "convert", list_models()[0].weights, "-o", ours)
+
+
 @pytest.mark.parametrize("by", ["name", "file"])
 def test_export_takes_a_name_or_a_file(
     seglens: Seglens, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
