@@ -268,10 +268,11 @@ def class_id(record: Record, name: str) -> int:
 
 def _cell(record: Record, point: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
     width, height = record.size
-    for name, value, limit in zip(("x", "y"), point, (width, height), strict=True):
-        if not 0 <= value < limit:
+    for name, value, last in zip(("x", "y"), point, (width - 1, height - 1), strict=True):
+        if not 0 <= value <= last:
+            limit = 0 if value < 0 else last
             raise InvalidParameter(
-                f"{name} is {value}, outside the image of {width}x{height}", limit=limit - 1, actual=value
+                f"{name} is {value}, outside the image of {width}x{height}", limit=limit, actual=value
             )
     return attention_maps.cell_of(*point, width, height, grid)
 

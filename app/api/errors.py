@@ -168,8 +168,18 @@ def _is_routed(request: Request, method: str) -> bool:
 
 def _on_validation_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
-    detail = "; ".join(_sentence(error) for error in exc.errors())
-    return problem_response("invalid-parameter", 422, detail, request.state.request_id)
+    first, *others = exc.errors()
+    detail = "; ".join(map(_sentence, (first, *others)))
+    numbers = {} if others else _numbers(first)  # of several there is no one limit
+    return _response(_problem("invalid-parameter", 422, detail, request.state.request_id, numbers), None)
+
+
+def _numbers(error: dict[str, Any]) -> dict[str, float | None]:
+    """The limit and the value of a number beyond either end of its range."""
+    bounds = [value for name, value in error.get("ctx", {}).items() if name in ("ge", "gt", "le", "lt")]
+    if not bounds or not math.isfinite(actual := float(error["input"])):
+        return {}
+    return {"limit": bounds[0], "actual": actual}
 
 
 def _sentence(error: dict[str, Any]) -> str:

@@ -63,7 +63,15 @@ BAD: dict[str, tuple[dict[str, Any], int, str, dict[str, Any]]] = {
     "unknown model": ({"content": PICTURE, "params": {"model": "unet"}}, 404, "unknown-model", {}),
     "wrong format": ({"content": PICTURE, "params": {"format": "bmp"}}, 422, "invalid-parameter", {}),
     "unknown parameter": ({"content": PICTURE, "params": {"fromat": "png"}}, 422, "invalid-parameter", {}),
-    "alpha too large": ({"content": PICTURE, "params": {"alpha": "2"}}, 422, "invalid-parameter", {}),
+    "alpha too large": (
+        {"content": PICTURE, "params": {"alpha": "2"}},
+        *(422, "invalid-parameter", {"limit": 1, "actual": 2}),
+    ),
+    "no time": (
+        {"content": PICTURE, "headers": {"x-request-timeout-seconds": "-0.5"}},
+        *(422, "invalid-parameter", {"limit": 0, "actual": -0.5}),
+    ),
+    "alpha too large to say": ({"content": PICTURE, "params": {"alpha": "1e999"}}, 422, "invalid-parameter", {}),
     "alpha not a number": ({"content": PICTURE, "params": {"alpha": "nan"}}, 422, "invalid-parameter", {}),
     "attention not a bool": ({"content": PICTURE, "params": {"attention": "maybe"}}, 422, "invalid-parameter", {}),
     "wrong Accept": ({"content": PICTURE, "headers": {"accept": "text/html"}}, 406, "not-acceptable", {}),
