@@ -91,7 +91,7 @@ class Catalog:
         if self._folder is None:
             return []
         try:
-            files = [path for path in self._folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
+            files = [path for path in self._folder.iterdir() if path.suffix in SUFFIXES and _is_offered(path)]
             return sorted(files, key=lambda path: (path.stem, SUFFIXES.index(path.suffix)))
         except OSError as exc:
             log.warning("the folder for models cannot be read: %s", exc)
@@ -108,8 +108,10 @@ class Catalog:
             _check_name(path.stem)
             spec = describe(path)
         except (ModelError, OSError) as exc:
-            log.warning("%s cannot be served: %s", name, exc)
-            return stamp, Unreadable(name, str(exc))
+            unreadable = Unreadable(name, str(exc))
+            if (stamp, unreadable) != self._known.get(path):  # of a link that leads nowhere, once is enough
+                log.warning("%s cannot be served: %s", name, exc)
+            return stamp, unreadable
         log.info("%s is %s, with the classes of %s", path.name, spec.title, spec.dataset)
         return stamp, spec
 
@@ -123,6 +125,11 @@ def _check_name(name: str) -> None:
         raise ModelError(
             f"the file's name is {name!a}: a model's has no comma, no space at an end, and nothing unprintable"
         )
+
+
+def _is_offered(path: Path) -> bool:
+    """Whether somebody has put a file there, be it by a link that leads nowhere."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _stamp(path: Path) -> Stamp:

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from training.confusion import Scores, confusion_matrix, draw, scores
 from training.data import Sample, load_split
 from training.labels import CAMVID_LABELS, LabelsError, load_labels
 from training.network import preprocessing_for
+
+Value = TypeVar("Value")
 
 
 def count_confusion(predict: Callable[[Tensor], Tensor], samples: Sequence[Sample], num_classes: int) -> Tensor:
@@ -49,7 +53,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--labels", type=Path, help="YAML or JSON with names, palette, ignore; CamVid's if absent")
-    parser.add_argument("--scales", type=_factor, nargs="+", help="average over these factors on the input size")
+    parser.add_argument(
+        "--scales",
+        type=_factor,
+        nargs="+",
+        help="average over these factors on the input size; the file's if absent",
+    )
     parser.add_argument("--flip", action="store_true", help="average over mirror images too")
     parser.add_argument("--confusion", type=Path, help="PNG to draw the confusion matrix to")
     try:
@@ -80,32 +89,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if segmentor.prefers_channels_last:
         segmentor.use_channels_last()
     samples = load_split(arguments.data, arguments.split, labels)
-    preprocessing = _stored_preprocessing(arguments.weights) or preprocessing_for(samples)
-    predict = _predictor(segmentor, preprocessing, arguments)
-    confusion = count_confusion(predict, samples, labels.count)
+    preprocessing = _stored(arguments.weights, "preprocessing", Preprocessing) or preprocessing_for(samples)
+    inference = _stored(arguments.weights, "inference", Inference) or Inference()
+    if arguments.scales:
+        inference = replace(inference, scales=tuple(arguments.scales))
+    if arguments.flip:
+        inference = replace(inference, flip=True)
+    confusion = count_confusion(
+        lambda image: segment_image(segmentor, image, preprocessing, inference)[0], samples, labels.count
+    )
     print(report(scores(confusion), labels.classes.names))
     if arguments.confusion:
         draw(confusion, labels.classes.names).save(arguments.confusion)
 
 
-def _stored_preprocessing(path: Path) -> Preprocessing | None:
-    """What the header of a file of ours says.
+def _stored(path: Path, name: str, kind: Callable[..., Value]) -> Value | None:
+    """What the header of a file of ours says of its preprocessing or its inference.
 
     Raises:
         CheckpointError: it makes no sense
     """
-    stored = read_checkpoint(path, weights=False).metadata.get("preprocessing")
+    stored = read_checkpoint(path, weights=False).metadata.get(name)
     try:
-        return None if stored is None else Preprocessing(**json.loads(stored))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: the preprocessing in its header makes no sense: {exc}") from exc
-
-
-def _predictor(
-    segmentor: Segmentor, preprocessing: Preprocessing, arguments: argparse.Namespace
-) -> Callable[[Tensor], Tensor]:
-    inference = Inference(scales=tuple(arguments.scales or (1.0,)), flip=arguments.flip)
-    return lambda image: segment_image(segmentor, image, preprocessing, inference)[0]
+        if stored is None:
+            return None
+        said = json.loads(stored).items()
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in said})
+    except (AttributeError, TypeError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: the {name} in its header makes no sense: {exc}") from exc
 
 
 if __name__ == "__main__":

@@ -63,6 +63,21 @@ def test_a_file_that_is_no_model_says_why(catalog: Catalog, tmp_path: Path) -> N
     assert catalog.find("broken").name == "broken", "it has been written to the end since"
 
 
+def test_a_link_that_leads_nowhere_says_so_once(
+    catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "moved.safetensors").symlink_to(elsewhere / "moved.safetensors")
+    for _ in range(2):
+        found = catalog.look()["moved"]
+        assert isinstance(found, Unreadable)
+        assert "moved.safetensors" in found.reason
+    assert len([record for record in caplog.records if "moved cannot be served" in record.message]) == 1
+    drop(elsewhere, "moved")
+    assert catalog.find("moved").name == "moved"
+
+
 def test_a_file_is_read_again_only_if_it_or_what_lies_beside_it_has_changed(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models import Segmentor, Trace
+from models import Inference, Segmentor, Trace
 from models.checkpoint import save_segmentor
 from models.heads.fcn import Head
 from models.registry import CAMVID_PREPROCESSING
+from models.transforms import Preprocessing
 from training import evaluate as evaluation
 from training.confusion import Scores
 from training.data import IGNORE, Sample
 from training.evaluate import evaluate, report
 from training.network import new_segmentor
 
+MEAN_AND_STD = '"mean": [0, 0, 0], "std": [1, 1, 1]'
 COLOURS = torch.tensor([[220, 30, 30], [30, 220, 30], [30, 30, 220]], dtype=torch.uint8)
 
 
@@ -98,12 +102,42 @@ def test_command_prints_the_scores_of_a_checkpoint(
     assert "mIoU" in printed
 
 
-@pytest.mark.parametrize("stored", ["nonsense", "{}", "[1]", '{"scale": 5, "mean": [0, 0, 0], "std": [1, 1, 1]}'])
+def test_the_image_is_looked_at_as_the_file_says_unless_asked_otherwise(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Inference(mode="slide", crop=(120, 160), stride=(80, 100), scales=(1.0, 0.5))
+    weights = tmp_path / "weights.safetensors"
+    save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {"inference": json.dumps(asdict(said))})
+    seen: list[Inference] = []
+
+    def note(_: Segmentor, image: Tensor, preprocessing: Preprocessing, inference: Inference) -> list[Tensor]:
+        seen.append(inference)
+        return [torch.zeros(image.shape[:2], dtype=torch.uint8)]
+
+    monkeypatch.setattr(evaluation, "segment_image", note)
+    for options in ([], ["--flip"], ["--scales", "0.75"]):
+        monkeypatch.setattr("sys.argv", ["evaluate", str(weights), "--data", str(data_set), "--split", "val", *options])
+        assert evaluation.main() == 0
+    assert list(dict.fromkeys(seen)) == [said, replace(said, flip=True), replace(said, scales=(0.75,))]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        *(("preprocessing", stored) for stored in ("nonsense", "{}", "[1]", f'{{"scale": 5, {MEAN_AND_STD}}}')),
+        *(("inference", stored) for stored in ("nonsense", "[1]", '{"mode": "diagonal"}', '{"crop": 5}')),
+    ],
+)
 def test_a_header_that_makes_no_sense_is_one_sentence(
-    stored: str, data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    stored: str,
+    data_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     weights = tmp_path / "weights.safetensors"
-    save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {"preprocessing": stored})
+    save_segmentor(new_segmentor("fcn", 11, None, 16), weights, {name: stored})
     monkeypatch.setattr("sys.argv", ["evaluate", str(weights), "--data", str(data_set), "--split", "val"])
     assert evaluation.main() == 1
-    assert f"evaluate: {weights}: the preprocessing in its header makes no sense: " in capsys.readouterr().err
+    assert f"evaluate: {weights}: the {name} in its header makes no sense: " in capsys.readouterr().err
