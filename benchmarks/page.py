@@ -44,11 +44,12 @@ COUNT = """selector => {
   new MutationObserver(note).observe(document.querySelector(selector),
     { attributes: true, attributeFilter: ['data-cell'], attributeOldValue: true });
 }"""
-FETCH = """async ({ url, times }) => {
+FETCH = """async urls => {
   const taken = [];
-  for (let index = 0; index < times; index += 1) {
+  for (const url of urls) {
     const started = performance.now();
-    const response = await fetch(url.replace('X', 10 + 11 * index), { cache: 'no-store' });
+    const response = await fetch(url, { cache: 'no-store' });
+    if (!response.ok) throw new Error(`${response.status} from ${url}`);
     if (url.includes('format=json')) await response.json();
     else if (url.includes('format=npy')) new Float64Array((await response.arrayBuffer()).slice(128));
     else await createImageBitmap(await response.blob());
@@ -106,9 +107,13 @@ def fetches(page: Page) -> dict[str, float]:
     ways = {"JSON": "json", "NPY": "npy", "PNG, a pixel a cell": "png&size=map", "PNG of the picture's size": "overlay"}
     medians = {}
     for way, query in ways.items():
-        taken = page.evaluate(FETCH, {"url": f"/attention/{result}?x=X&y=200&format={query}", "times": 40})
-        medians[way] = round(statistics.median(taken), 1)
+        medians[way] = round(statistics.median(page.evaluate(FETCH, points(result, query))), 1)
     return medians
+
+
+def points(result: str, query: str) -> list[str]:
+    """Addresses of one way to have a map, each of another point."""
+    return [f"/attention/{result}?x={10 + 11 * index}&y=200&format={query}" for index in range(40)]
 
 
 def main() -> None:
