@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ":!benchmarks/results"  # for git: all but these
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
@@ -22,6 +26,19 @@ def describe(device: torch.device) -> dict[str, str | int]:
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda or "none"}
     return found
+
+
+def commit() -> str:
+    """Of the code that is measured, with `-dirty` where files differ from it, results apart; empty outside a clone."""
+    try:
+        head, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--", ".", RESULTS)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
+        return ""
+    return f"{head}-dirty" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:

@@ -1,9 +1,10 @@
 """What serving costs beside the model: our server and five others under the same loads.
 
 `python -m benchmarks.serving --peers-python PATH` takes hours; `--only` and `--servers` cut it in pieces, whose results
-are merged into benchmarks/results/serving.json. PATH is the Python of an environment with what
-benchmarks/peers/requirements.txt lists; the client runs there too. One server is up at a time, and each round starts
-with another, so that a noisy neighbour disturbs all alike.
+are merged into benchmarks/results/serving.json: a server's rows of a case replace all that it had there, and each says
+at which commit it was measured, for how many seconds and how the peer was tuned. PATH is the Python of an environment
+with what benchmarks/peers/requirements.txt lists; the client runs there too. One server is up at a time, and each round
+starts with another, so that a noisy neighbour disturbs all alike.
 
 * real: the bundled CCNet, JPEG in, PNG out, for clients that send as soon as they are answered
 * emulated: on an emulated accelerator, where a pass of n images costs a + b * n seconds and no CPU time
@@ -18,7 +19,7 @@ import argparse
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def offered(bench: Bench, server: Server, base: Tuning, capacity: float, rate: f
         plan = bench.plan(rate=rate, patience=deadline)
     with bench.serving(server, base, bodies, settings={}) as up:
         records, usage = up.drive(bodies, plan)
-    return {**open_figures(records, plan.seconds, deadline, capacity), **usage}
+    return {**open_figures(records, plan.seconds, deadline, capacity), **usage, "capacity": capacity}
 
 
 def returning(bench: Bench, base: Tuning, capacity: float, rate: float) -> Figures:
@@ -170,7 +171,7 @@ def returning(bench: Bench, base: Tuning, capacity: float, rate: float) -> Figur
         records, usage = up.drive(bodies, plan)
     lasted = plan.warmup + max(record.scheduled + record.latency for record in records)
     done = sum(record.status == OK for record in records)
-    return {**return_figures(records), **usage, "busy": done / lasted / capacity}
+    return {**return_figures(records), **usage, "busy": done / lasted / capacity, "capacity": capacity}
 
 
 def timeout_header(deadline: float) -> dict[str, str]:
@@ -186,8 +187,9 @@ def soak(bench: Bench, scope: Scope) -> None:
         records, meter = up.observe(bodies, plan, SOAK_INTERVAL, watch=print_memory)
     # In the first half caches and the result store fill up.
     later = [(elapsed / 3600, rss) for elapsed, _, rss in meter.memory if elapsed >= seconds / 2]
-    counts = closed_figures(records, seconds)
+    counts = closed_figures([record._replace(right=True) for record in records], seconds)  # no mask is compared
     figures = {"rate": counts["rate"], "failed": counts["failed"], **meter.figures, "slope": slope(later)}
+    figures["seconds"] = seconds
     bench.note("soak", "real", f"{SOAK_SIZES} sizes", (OURS, 0), figures)
 
 
@@ -228,7 +230,7 @@ def options(arguments: argparse.Namespace, scratch: Path) -> Options:
     )
 
 
-def parse() -> argparse.Namespace:
+def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     every = [OURS, REDUCED, *(peer.name for peer in peers(Path()))]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers-python", required=True, help="Python of the peers' and the client's environment")
@@ -241,7 +243,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of the soak; none without it")
     parser.add_argument("--quick", action="store_true", help="one short round, untuned: whether it runs at all")
     parser.add_argument("--output", type=Path, help=f"results to add to ({RESULTS}; with --quick none)")
-    return parser.parse_args()
+    arguments = parser.parse_args(given)
+    for option, known in (("only", list(RUN)), ("servers", every)):
+        if unknown := [name for name in getattr(arguments, option).split(",") if name not in known]:
+            parser.error(f"--{option} has no {', '.join(unknown)}; there are {', '.join(known)}")
+    return arguments
 
 
 if __name__ == "__main__":

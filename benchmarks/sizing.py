@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from app import __version__
+from benchmarks.machine import commit
 from benchmarks.parity import full_size
 from models import list_models
 from tests.models.reference import random_state, shapes_of
@@ -119,9 +120,13 @@ def measure(models: list[str]) -> dict[str, object]:
         return row
 
 
-def machine() -> dict[str, object]:
+def measured_on() -> dict[str, object]:
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
+        "commit": commit(),
+        "seglens": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
         "cpu": found.group(1) if found else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
@@ -135,25 +140,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", help=", ".join(names))
     wanted = parser.parse_args().rows or names
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"mb": {}, "commits": {}}
-    rows, commits = known["mb"], known["commits"]
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"measured_on": {}, "mb": {}}
+    rows = known["mb"]
     for name in wanted:
         rows[name] = measure(bundled if name == ALL else [name])
+        known["measured_on"][name] = measured_on()  # rows may be of several runs
         print(name, rows[name], flush=True)
     columns = [column for column in rows[wanted[0]] if not column.endswith("statuses")]
     print(f"\n| MB | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(str(row.get(column, '')) for column in columns)} |")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    commits |= dict.fromkeys(wanted, git.stdout.strip())  # rows may be of several runs
-    versions = {"seglens": __version__, "python": platform.python_version()}
-    document = {
-        "versions": versions | {"torch": torch.__version__},
-        "machine": machine(),
-        "commits": commits,
-        "mb": rows,
-    }
-    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(known, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -119,6 +120,18 @@ def test_every_benchmark_says_how_to_get_its_figures_again() -> None:
         assert f"results/{result.name}" in text, result
     for target in re.findall(r"\]\(([^)#:]+)", text):
         assert (ROOT / "benchmarks" / target).exists(), target
+
+
+def test_the_readmes_table_of_servers_has_the_published_figures() -> None:
+    saved = json.loads((ROOT / "benchmarks/results/serving.json").read_text())["rows"]
+    rows = {(row["case"], row["server"]): row for row in saved if row["section"] == "real"}
+    servers = ["ours-bfloat16", "ours", "litserve", "bentoml", "ray", "fastapi-threads", "fastapi-lock"]
+    shown = table("Under load", "| 1 | 4 | 16 | 64 | ms | MB at 64")
+    for server, (_, *cells) in zip(servers, shown, strict=True):
+        of = [rows[f"{clients} clients", server] for clients in (1, 4, 16, 64)]
+        rates = [f"{row['rate']:.1f} ({100 * row['of_loop']:.0f})" for row in of]
+        figures = [*rates, f"{of[0]['p50']:.0f}", f"{of[-1]['pss_mb']:.0f}"]
+        assert [cell.replace("*", "") for cell in cells] == figures, server
 
 
 @pytest.fixture(scope="module")

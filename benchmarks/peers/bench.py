@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,8 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.peers.catalog import Server, ours, peers, reduced
-from benchmarks.peers.figures import Figures, Row, closed_figures, merge
+from benchmarks.machine import commit, describe
+from benchmarks.peers.catalog import OURS, REDUCED, Server, ours, peers, reduced
+from benchmarks.peers.figures import CASE, Figures, Row, closed_figures, without
 from benchmarks.peers.images import Bodies, streets, tiny
 from benchmarks.peers.measure import PATIENT, Client, Running, serving
 from benchmarks.peers.network import Network
@@ -55,6 +55,9 @@ class Bench:
         self.options = options
         self.rows: list[Row] = known.get("rows", [])
         self.scratch = scratch
+        self._commit = commit()
+        self._machines: dict[str, dict[str, str | int]] = known.get("machines", {})
+        self._measured: set[tuple[str, ...]] = set()
         self._tuned: dict[str, dict[str, Any]] = known.get("tuned", {})
         self._tuned_now: dict[tuple[str, str], Tuning] = {}
         self._bodies: dict[tuple[str, int, bool], Bodies] = {}
@@ -102,13 +105,23 @@ class Bench:
     def note(self, section: str, workload: str, case: str, row: tuple[str, int], figures: Figures) -> None:
         """Keep a row, on disk too, so that a run that is broken off is not lost.
 
+        It says what it was measured with: a file holds rows of several runs, versions and lengths.
+
         Args:
             row: server and round
         """
-        keys = {"section": section, "workload": workload, "case": case, "server": row[0], "round": row[1]}
+        new: Row = {"section": section, "workload": workload, "case": case, "server": row[0], "round": row[1]}
+        key = tuple(new[name] for name in CASE)
+        if key not in self._measured:
+            self._measured.add(key)
+            self.rows = without(self.rows, new)
+        new |= {"commit": self._commit, "seconds": self.options.seconds}
+        tuning = self._tuned_now.get((workload, row[0]))
+        if tuning is not None and row[0] not in (OURS, REDUCED):
+            new["tuning"] = str(tuning)
         # JSON has no nan: the percentile of nothing is null.
-        known = {name: value if value == value else None for name, value in figures.items()}
-        self.rows = merge(self.rows, [{**keys, **known}])
+        new |= {name: value if value == value else None for name, value in figures.items()}
+        self.rows.append(new)
         self._write()
         shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items() if value)
         print(f"{section} {workload} {case} round {row[1]} {row[0]}: {shown}", flush=True)
@@ -162,8 +175,10 @@ class Bench:
         return rate
 
     def _write(self) -> None:
-        machine = {"cores": os.cpu_count(), "platform": platform.platform(), "torch": torch.__version__}
-        contents = {"machine": machine, "tuned": self._tuned, "rows": self.rows}
+        self._machines[self._commit] = describe(torch.device("cpu")) | {"platform": platform.platform()}
+        of_rows = {row.get("commit", "") for row in self.rows}
+        machines = {name: machine for name, machine in self._machines.items() if name in of_rows}
+        contents = {"machines": machines, "tuned": self._tuned, "rows": self.rows}
         self.options.output.parent.mkdir(exist_ok=True)
         self.options.output.write_text(json.dumps(contents, indent=1) + "\n")
 
@@ -187,5 +202,5 @@ def choose(tried: Sequence[tuple[Tuning, float]]) -> Tuning:
 
 def rotated(items: Sequence[Item], turn: int) -> list[Item]:
     """The same in a circle, starting with another at each turn."""
-    start = turn % len(items)
+    start = turn % max(1, len(items))
     return [*items[start:], *items[:start]]

@@ -13,8 +13,8 @@ Figures = dict[str, float]
 
 OK, NO_REPLY = 200, 0
 REFUSED = (429, 503)
-# What tells two rows apart: of two with the same key the newer one counts.
-KEY = ("section", "workload", "case", "server", "round")
+# What a row is of. Rounds apart, rows of one case are of one run: no median is over two versions.
+CASE = ("section", "workload", "case", "server")
 
 
 class Record(NamedTuple):
@@ -60,14 +60,17 @@ def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 
 def closed_figures(records: Sequence[Record], seconds: float) -> Figures:
-    """Of clients that each send as soon as they are answered: what finished inside the window counts."""
+    """Of clients that each send as soon as they are answered: what finished inside the window counts.
+
+    A reply that is not the one expected is no answer: it is counted as wrong, and as nothing else.
+    """
     inside = [record for record in records if 0 <= record.scheduled + record.latency < seconds]
-    good = [record for record in inside if record.status == OK]
+    good, wrong = _answered(inside)
     return {
         "rate": len(good) / seconds,
         **_milliseconds("", [record.latency for record in good]),
-        "failed": len(inside) - len(good),
-        "wrong": sum(not record.right for record in good),
+        "failed": len(inside) - len(good) - wrong,
+        "wrong": wrong,
     }
 
 
@@ -78,7 +81,7 @@ def open_figures(records: Sequence[Record], seconds: float, deadline: float, cap
         capacity: requests a second that the device could do at best
     """
     inside = [record for record in records if 0 <= record.scheduled < seconds]
-    good = [record for record in inside if record.status == OK]
+    good, wrong = _answered(inside)
     refused = [record for record in inside if record.status in REFUSED]
     in_time = sum(record.latency <= deadline for record in good)
     unanswered = sum(record.status == NO_REPLY for record in inside)
@@ -89,9 +92,9 @@ def open_figures(records: Sequence[Record], seconds: float, deadline: float, cap
         **_milliseconds("", [record.latency for record in good]),
         "refused": len(refused) / everyone,
         **_milliseconds("refused_", [record.latency for record in refused]),
-        "late": (len(inside) - in_time - len(refused) - unanswered) / everyone,
+        "late": (len(inside) - in_time - wrong - len(refused) - unanswered) / everyone,
         "unanswered": unanswered,
-        "wrong": sum(not record.right for record in good),
+        "wrong": wrong,
     }
 
 
@@ -113,14 +116,20 @@ def return_figures(records: Sequence[Record]) -> Figures:
     }
 
 
+def _answered(records: Sequence[Record]) -> tuple[list[Record], int]:
+    """Those with the reply that was expected, and how many had another."""
+    replied = [record for record in records if record.status == OK]
+    good = [record for record in replied if record.right]
+    return good, len(replied) - len(good)
+
+
 def _milliseconds(prefix: str, latencies: Sequence[float]) -> Figures:
     return {f"{prefix}p{share}": 1000 * percentile(latencies, share / 100) for share in (50, 95, 99)}
 
 
-def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Rows of a run in pieces: a new row replaces the old one of the same key."""
-    merged = {tuple(row.get(name) for name in KEY): row for row in [*old, *new]}
-    return list(merged.values())
+def without(rows: Sequence[Row], case: Row) -> list[Row]:
+    """The rows of other cases: all rounds of an earlier run are gone, of which there may have been more."""
+    return [row for row in rows if any(row[name] != case[name] for name in CASE)]
 
 
 def over_rounds(rows: Sequence[Row], name: str) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,10 +71,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 def table(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """One line a server, in the order in which they first came."""
     servers = list(dict.fromkeys(row["server"] for row in rows))
-    cells = [["", *(column.title for column in columns)]]
+    cells = [["", *(column.title for column in columns), "measured"]]
     for server in servers:
         of_server = [row for row in rows if row["server"] == server]
-        cells.append([server, *(_cell(column, of_server) for column in columns)])
+        cells.append([server, *(_cell(column, of_server) for column in columns), _measured(of_server)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
     return "\n".join([f"\n{title}", *lines])
@@ -87,6 +88,12 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n".join(
         table(", ".join(dict.fromkeys(group)), COLUMNS[group[0]], members) for group, members in groups.items()
     )
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    """Where in the history of the code, and for how long: rows of one table may be of several runs."""
+    found = [f"{row.get('commit') or '?'}, {row.get('seconds', math.nan):g} s" for row in rows]
+    return "; ".join(dict.fromkeys(found))
 
 
 def _cell(column: Column, rows: Sequence[Row]) -> str:

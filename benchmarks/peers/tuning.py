@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PREFIX = "BENCHMARK_"
+SPINS = "4000"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Tuning:
     def environment(self) -> dict[str, str]:
         # Python's own setter would reach the calling thread alone, and servers pass work from thread to thread.
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        # As `python -m app` has it, so that nobody's passes wait for one another otherwise.
         return threads | {
+            "GOMP_SPINCOUNT": SPINS,
             f"{PREFIX}WORKLOAD": self.workload,
             f"{PREFIX}MAX_BATCH": str(self.max_batch),
             f"{PREFIX}WAIT": str(self.wait),

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.machine import commit
 from benchmarks.peers import processes
-from benchmarks.peers.bench import choose, rotated, tuning_of
+from benchmarks.peers.bench import Bench, Options, choose, rotated, tuning_of
 from benchmarks.peers.catalog import OURS, environment, ours, peers, reduced
 from benchmarks.peers.figures import (
     NO_REPLY,
     OK,
     Record,
     closed_figures,
-    merge,
     open_figures,
     over_rounds,
     percentile,
@@ -28,11 +32,13 @@ from benchmarks.peers.figures import (
     return_figures,
     slope,
 )
+from benchmarks.peers.images import Bodies
 from benchmarks.peers.pipeline import Emulated, by_shape
 from benchmarks.peers.plan import Plan, form
 from benchmarks.peers.processes import ServerFailed, wait_until_free
 from benchmarks.peers.report import tables
 from benchmarks.peers.tuning import Tuning
+from benchmarks.serving import RESULTS, parse
 
 PEERS = {peer.name: peer for peer in peers(Path("python"))}
 
@@ -71,9 +77,9 @@ def test_a_closed_loop_counts_what_finished_inside_the_window() -> None:
         Record(3.0, 2.0, OK, right=True),  # too late
     ]
     figures = closed_figures(records, seconds=4.0)
-    assert figures["rate"] == 0.5
+    assert figures["rate"] == 0.25  # a wrong mask is no answer
     assert (figures["failed"], figures["wrong"]) == (1, 1)
-    assert (figures["p50"], figures["p99"]) == (1000, 1500)
+    assert (figures["p50"], figures["p99"]) == (1500, 1500)
 
 
 def test_an_open_loop_counts_what_was_scheduled_inside_the_window() -> None:
@@ -93,6 +99,9 @@ def test_an_open_loop_counts_what_was_scheduled_inside_the_window() -> None:
     assert figures["unanswered"] == 1
     assert figures["refused_p50"] == pytest.approx(10)
     assert figures["p99"] == pytest.approx(600)
+    figures = open_figures([*records, Record(1.7, 0.1, OK, right=False)], seconds=2.0, deadline=0.5, capacity=2.5)
+    assert figures["goodput"] == pytest.approx(1 / 5)  # a wrong mask in time is no answer
+    assert (figures["wrong"], figures["late"]) == (1, pytest.approx(2 / 6))
 
 
 def test_promises_against_what_became_of_them() -> None:
@@ -108,12 +117,55 @@ def test_promises_against_what_became_of_them() -> None:
     assert (figures["attempts_p50"], figures["attempts_max"]) == (3, 5)
 
 
-def test_rows_of_a_later_run_replace_those_of_the_same_key_alone() -> None:
-    first = {"section": "real", "workload": "real", "case": "1 clients", "server": OURS, "round": 0, "rate": 1.0}
-    other = {**first, "round": 1}
-    again = {**first, "rate": 2.0}
-    assert merge([first, other], [again]) == [again, other]
-    assert merge([], [first]) == [first]
+def new_bench(folder: Path, **changes: Any) -> Bench:
+    known = {"python": "python", "servers": (OURS,), "rounds": 1, "seconds": 5.0, "warmup": 1.0}
+    options = {**known, "tune": "never", "soak": 0.0, "output": folder / "serving.json", **changes}
+    return Bench(Options(**options), folder)
+
+
+def test_a_later_run_replaces_all_rounds_of_its_cases_and_no_others(tmp_path: Path) -> None:
+    one, other = ("real", "real", "1 clients"), ("real", "real", "4 clients")
+    before = new_bench(tmp_path)
+    for case, turn in ((one, 0), (one, 1), (other, 0)):
+        before.note(*case, (OURS, turn), {"rate": 1.0})
+    later = new_bench(tmp_path, seconds=20.0)
+    for turn in (0, 1, 2):
+        later.note(*one, (OURS, turn), {"rate": 2.0 + turn})
+    new_bench(tmp_path).note(*one, ("litserve", 0), {"rate": 9.0})
+    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
+    assert [(row["case"], row["server"], row["round"], row["rate"], row["seconds"]) for row in rows] == [
+        ("4 clients", OURS, 0, 1.0, 5.0),
+        *(("1 clients", OURS, turn, 2.0 + turn, 20.0) for turn in (0, 1, 2)),
+        ("1 clients", "litserve", 0, 9.0, 5.0),
+    ]
+
+
+def test_a_row_says_what_it_was_measured_with(tmp_path: Path) -> None:
+    bench = new_bench(tmp_path)
+    for server in (PEERS["litserve"], ours("real")):
+        bench.serving(server, Tuning("real"), Bodies("", [], []))  # not begun: its tuning is chosen
+    for name in ("litserve", OURS):
+        bench.note("real", "real", "1 clients", (name, 0), {"rate": 1.0, "p50": math.nan})
+    saved = json.loads((tmp_path / "serving.json").read_text())
+    peer, own = saved["rows"]
+    assert peer["tuning"] == str(PEERS["litserve"].grid(Tuning("real"))[0])
+    assert "tuning" not in own
+    assert peer["p50"] is None
+    assert saved["machines"].keys() == {peer["commit"]} == {commit()}
+
+
+def test_every_published_row_says_at_which_commit_it_was_measured() -> None:
+    saved = json.loads(RESULTS.read_text())
+    assert {row["commit"] for row in saved["rows"]} == saved["machines"].keys()
+
+
+@pytest.mark.parametrize("option", [("--only", "real,nul"), ("--servers", "our")])
+def test_a_section_or_server_that_is_not_there_is_refused(
+    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--peers-python", "python", *option])
+    assert f"{option[0]} has no {option[1].split(',')[-1]}" in capsys.readouterr().err
 
 
 def test_median_and_spread_over_rounds() -> None:
@@ -124,11 +176,14 @@ def test_median_and_spread_over_rounds() -> None:
 
 def test_tables_have_a_line_a_server() -> None:
     row = {"section": "null", "workload": "null", "case": "1 clients", "round": 0, "rate": 10.0, "p50": None}
+    row |= {"commit": "c0ffee", "seconds": 5.0}
     rows = [{**row, "server": "b"}, {**row, "server": "a"}, {**row, "server": "a", "round": 1, "rate": 30.0}]
+    rows[0]["commit"] = "facade"
     _, title, head, *lines = tables(rows).splitlines()
     assert title == "null, 1 clients"
     assert head.split()[:2] == ["req/s", "p50"]
     assert [line.split()[:3] for line in lines] == [["b", "10.0", "-"], ["a", "20.0", "(10.0-30.0)"]]
+    assert [line.split()[-3:] for line in lines] == [["facade,", "5", "s"], ["c0ffee,", "5", "s"]]
 
 
 def test_peers_are_tried_with_the_same_grid_as_far_as_they_have_the_knobs() -> None:
@@ -164,6 +219,13 @@ def test_a_tuning_survives_the_environment_and_json() -> None:
     assert tuning_of(json.loads(json.dumps(asdict(tuning)))) == tuning
 
 
+def test_loops_and_peers_wait_at_operators_as_ours_does() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    script = "import os, app.__main__; print(os.environ['GOMP_SPINCOUNT'])"
+    ours = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert Tuning().environment()["GOMP_SPINCOUNT"] == ours.stdout.strip()
+
+
 def test_ours_is_served_as_it_comes_and_as_exactly_as_the_peers() -> None:
     exact, own = (environment(server, Tuning("real", threads=2), 1234, Path()) for server in (ours("real"), reduced()))
     assert set(own) == {"SEGLENS_PORT", "SEGLENS_LOG_LEVEL"}
@@ -184,6 +246,7 @@ def test_a_form_holds_the_body_as_it_is() -> None:
 
 def test_rounds_start_each_with_another() -> None:
     assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert rotated("", 1) == []  # a section without one of the servers that were asked for
 
 
 def test_a_mixed_batch_takes_a_pass_for_each_shape() -> None:
