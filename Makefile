@@ -36,14 +36,14 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.forward
-	$(BIN)/python -m benchmarks.heads
-	$(BIN)/python -m benchmarks.tail
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads --rounds 3
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.tail
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.criss_cross
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.sizing
 	$(BIN)/python -m benchmarks.instrumentation
-	$(BIN)/python -m benchmarks.eventloop
+	$(BIN)/python -m benchmarks.eventloop --clients 8
 	$(BIN)/python -m benchmarks.page
 
 # Hours: five other servers, each in turn. They get an environment of their own.

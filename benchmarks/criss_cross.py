@@ -38,8 +38,6 @@ QUERY_CHANNELS, VALUE_CHANNELS = 64, 512
 LARGE = 2048  # rows and columns
 RESULTS = Path(__file__).parent / "results" / "criss_cross.json"
 
-Form = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 def einsum_form(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What mmcv's module computes between its projections, operation by operation (mmcv 2.x)."""

@@ -18,10 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import torch
 import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
+from benchmarks.machine import describe
 
 SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "eventloop.json"
@@ -57,23 +59,23 @@ def load(clients: int, seconds: float) -> None:
 
         def ask() -> None:
             while time.monotonic() < end:
-                client.post("/segment", content=image, headers={"Content-Type": "image/jpeg"})
+                client.post("/segment", content=image, headers={"Content-Type": "image/jpeg"}).raise_for_status()
 
-        for _ in range(clients):
-            pool.submit(ask)
+        for asking in [pool.submit(ask) for _ in range(clients)]:
+            asking.result()  # so that one that failed is noticed
 
 
 def probe(seconds: float) -> list[float]:
-    """How long each of the probes took."""
-    took, end = [], time.monotonic() + seconds
+    """How long after its turn each of the probes had its answer: one that is late makes the next ones late."""
+    took: list[float] = []
     with httpx.Client(base_url=URL, timeout=120) as client:
-        while time.monotonic() < end:
-            started = time.perf_counter()
+        started = time.perf_counter()
+        while (due := len(took) / PROBES) < seconds:
+            time.sleep(max(0.0, due - (time.perf_counter() - started)))
             client.get("/livez").raise_for_status()
-            took.append(time.perf_counter() - started)
+            took.append(time.perf_counter() - started - due)
             if len(took) % 50 == 0:
                 client.get("/metrics").raise_for_status()
-            time.sleep(1 / PROBES)
     return took
 
 
@@ -91,9 +93,11 @@ async def serve(clients: int, seconds: float) -> tuple[list[tuple[float, float, 
     time_callbacks(callbacks)
     prober = await asyncio.create_subprocess_exec(*itself, "--probe", stdout=subprocess.PIPE)
     answer, _ = await prober.communicate()
-    await driver.wait()
+    failed = await driver.wait()
     server.should_exit = True
     await serving
+    if failed:
+        raise SystemExit("requests failed: the loop had less to do than it was to have")
     return callbacks, json.loads(answer)
 
 
@@ -113,6 +117,7 @@ def main() -> None:
     callbacks, probes = asyncio.run(serve(arguments.clients, arguments.seconds))
     cpu, wall = [row[0] for row in callbacks], [row[1] for row in callbacks]
     figures = {
+        "measured_on": {**describe(torch.device("cpu")), "seconds": arguments.seconds},
         "clients": arguments.clients,
         "callbacks": len(callbacks),
         "cpu_ms": {name: 1000 * percentile(cpu, share) for name, share in (("p99", 0.99), ("max", 1.0))},

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from app.engine.timing import ModuleTimer
+from benchmarks.machine import describe
 from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 
@@ -82,10 +83,7 @@ def main() -> None:
             {
                 "model": MODEL,
                 "size": SIZE,
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "rounds": rounds,
+                "measured_on": {**describe(device), "rounds": rounds},
                 "seconds_by_variant": by_variant,
                 "seconds_per_image_by_batch_size": per_image,
             },

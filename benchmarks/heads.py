@@ -40,6 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.forward import SIZE, measure
+from benchmarks.machine import describe
 from models.folding import fold_batch_norm
 from models.heads.ann import ANNHead
 from models.heads.ccnet import CCHead
@@ -241,10 +242,7 @@ def main() -> None:
     RESULTS.write_text(
         json.dumps(
             {
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "rounds": arguments.rounds,
+                "measured_on": {**describe(device), "rounds": arguments.rounds},
                 "costs": {
                     setting: {
                         what: {name: asdict(cost) for name, cost in table.items()} for what, table in tables.items()

@@ -24,6 +24,7 @@ from app.engine.timing import ModuleTimer
 from app.metrics import Metrics
 from app.timings import Timings
 from app.traces import Answered, Spans
+from benchmarks.machine import describe
 from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 
@@ -137,7 +138,8 @@ def main() -> None:
     print(f"{MODEL} at {SIZE[1]}x{SIZE[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads, CPU time\n")
     for name, seconds in rows.items():
         print(f"{name:<32}{1000 * seconds:10.3f} ms{100 * seconds / without:9.3f} %")
-    RESULTS.write_text(json.dumps({"rounds": rounds, "torch": torch.__version__, "seconds": rows}, indent=2) + "\n")
+    found = {"measured_on": {**describe(torch.device("cpu")), "rounds": rounds}, "seconds": rows}
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def resident(pid: int | str) -> float:
     """Resident memory of a process in MB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
-    return int(found.group(1)) / 1000
+    return int(found.group(1)) * 1024 / 1e6
 
 
 def main() -> None:

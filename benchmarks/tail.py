@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.forward import measure
 from benchmarks.heads import peak_memory
+from benchmarks.machine import describe
 from models.ops.upsample import Size, upsample_argmax, upsample_argmax_reference
 
 RESULTS = Path(__file__).parent / "results" / "tail.json"
@@ -71,10 +72,7 @@ def main() -> None:
     RESULTS.write_text(
         json.dumps(
             {
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "rounds": rounds,
+                "measured_on": {**describe(device), "rounds": rounds},
                 "costs": costs,
             },
             indent=2,

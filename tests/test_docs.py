@@ -134,6 +134,14 @@ def test_the_readmes_table_of_servers_has_the_published_figures() -> None:
         assert [cell.replace("*", "") for cell in cells] == figures, server
 
 
+def test_make_bench_runs_what_is_published() -> None:
+    rule = (ROOT / "Makefile").read_text().split("\nbench: install\n")[1].split("\n\n")[0]
+    commands = [line.strip().replace("$(BIN)/", "") for line in rule.splitlines()]
+    published = (ROOT / "benchmarks/README.md").read_text()
+    assert [command for command in commands if f"`{command}`" not in published] == []
+    assert len(commands) > 5
+
+
 @pytest.fixture(scope="module")
 def server(server_url: str) -> str:
     """host:port of a real server process."""
