@@ -2,7 +2,7 @@
 
 Prints tables and writes benchmarks/results/gpu.json. Needs nothing beyond what the service needs, and Triton. Not run
 on a GPU yet: until it has been, nothing here is a figure. Without one it runs small sizes on the CPU, the kernels by
-Triton's interpreter if TRITON_INTERPRET=1, to show that it works; those times mean nothing and are not written.
+Triton's interpreter, to show that it works; those times mean nothing and are not written.
 
 Sections, after the bandwidth at which the GPU copies memory, which the roofline is made of:
 - operators: criss-cross attention on the papers' grids, 64 query and 512 value channels, in each type: the kernels,
