@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def segment(image: NDArray[np.uint8]) -> Record:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     image, _ = draw_street(SEED)
     record = segment(image)
     pictures = [

@@ -6,6 +6,7 @@ and loads and unloads it in an engine that serves the bundled CCNet all the whil
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import tempfile
@@ -93,6 +94,7 @@ async def measure(spec: ModelSpec) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(measure(write_large(Path(folder))))
 

@@ -29,9 +29,10 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Of the code that is measured, with `-dirty` where files differ from it, results apart; empty outside a clone."""
+    """Of the code that is measured; `-dirty` where its files were changed, results apart; empty outside a clone."""
+    tracked = ("status", "--porcelain", "--untracked-files=no")
     try:
-        head, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--", ".", RESULTS)
+        head, changes = _git("rev-parse", "--short", "HEAD"), _git(*tracked, "--", ".", RESULTS)
     except (OSError, subprocess.CalledProcessError):  # no git, or no clone
         return ""
     return f"{head}-dirty" if changes else head

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ def resident(pid: int | str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     environment = {**os.environ, "SEGLENS_PORT": str(PORT), "SEGLENS_LOG_LEVEL": "warning"}
     server = subprocess.Popen([sys.executable, "-m", "app", "serve"], env=environment)
     try:

@@ -96,7 +96,7 @@ class Running:
         """What it takes while nobody asks for anything."""
         with Meter(self.processes) as meter:
             time.sleep(seconds)
-        return {**meter.figures, "processes": len(self.processes.pids)}
+        return {**meter.figures, "processes": len(self.processes.pids), "seconds": seconds}
 
 
 @contextlib.contextmanager

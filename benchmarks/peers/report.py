@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -92,7 +91,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _measured(rows: Sequence[Row]) -> str:
     """Where in the history of the code, and for how long: rows of one table may be of several runs."""
-    found = [f"{row.get('commit') or '?'}, {row.get('seconds', math.nan):g} s" for row in rows]
+    found = [f"{row['commit'] or 'no commit'}, {row['seconds']:g} s" for row in rows]
     return "; ".join(dict.fromkeys(found))
 
 

@@ -15,6 +15,7 @@ from training.scenes import draw_street
 
 def test_the_picture_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(example, "RESULT", tmp_path / "example.jpg")
+    monkeypatch.setattr("sys.argv", ["example"])
     example.main()
     picture = np.array(Image.open(example.RESULT)).astype(int)
     street, _ = draw_street(example.SEED)

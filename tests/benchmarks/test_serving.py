@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.imaging import decode, encode_ids
 from benchmarks.machine import commit
 from benchmarks.peers import processes
 from benchmarks.peers.bench import Bench, Options, choose, rotated, tuning_of
@@ -32,7 +33,7 @@ from benchmarks.peers.figures import (
     return_figures,
     slope,
 )
-from benchmarks.peers.images import Bodies
+from benchmarks.peers.images import Bodies, differing_pixels, tiny
 from benchmarks.peers.pipeline import Emulated, by_shape
 from benchmarks.peers.plan import Plan, form
 from benchmarks.peers.processes import ServerFailed, wait_until_free
@@ -154,8 +155,9 @@ def test_a_row_says_what_it_was_measured_with(tmp_path: Path) -> None:
     assert saved["machines"].keys() == {peer["commit"]} == {commit()}
 
 
-def test_every_published_row_says_at_which_commit_it_was_measured() -> None:
+def test_every_published_row_says_at_which_commit_it_was_measured_and_for_how_long() -> None:
     saved = json.loads(RESULTS.read_text())
+    assert all(row["seconds"] > 0 for row in saved["rows"])
     assert {row["commit"] for row in saved["rows"]} == saved["machines"].keys()
 
 
@@ -264,6 +266,18 @@ def test_emulated_masks_have_their_images_sizes() -> None:
     images = [np.zeros((*size, 3), np.uint8) for size in ((8, 16), (8, 8), (8, 16))]
     masks = Emulated((0.0, 0.0)).predict(images)
     assert [mask.shape for mask in masks] == [(8, 16), (8, 8), (8, 16)]
+
+
+def test_what_must_come_back_is_what_the_plain_loop_makes_of_each_image(tmp_path: Path) -> None:
+    bodies = tiny(tmp_path, 3, Emulated((0.0, 0.0)))
+    images, masks = ([Path(name).read_bytes() for name in names] for names in (bodies.images, bodies.masks))
+    assert [decode(image, 1 << 20).shape for image in images] == [(8, 8, 3), (8, 16, 3), (16, 8, 3)]
+    assert [decode(mask, 1 << 20).shape for mask in masks] == [(8, 8, 3), (8, 16, 3), (16, 8, 3)]
+    other = np.zeros((8, 8), np.uint8)
+    other[2, :3] = 1
+    assert differing_pixels(masks[0], masks[0]) == 0
+    assert differing_pixels(masks[0], encode_ids(other)) == 3
+    assert differing_pixels(masks[0], masks[1]) == 64
 
 
 def test_a_server_waits_for_the_port_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
