@@ -1,6 +1,7 @@
 // Pictures and masks as pixels, small enough for any browser's canvas.
 
 import { get } from "/web/api.js";
+import { readGray } from "/web/png.js";
 
 const MOST_PIXELS = 2_000_000; // what is shown; phones refuse canvases far larger
 
@@ -14,10 +15,9 @@ export function newCanvas({ width, height }) {
   return Object.assign(document.createElement("canvas"), { width, height });
 }
 
-function drawn(bitmap, size, smooth) {
+function drawn(bitmap, size) {
   const canvas = newCanvas(size);
-  const context = canvas.getContext("2d", { willReadFrequently: !smooth });
-  context.imageSmoothingEnabled = smooth;
+  const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, size.width, size.height);
   return canvas;
@@ -33,7 +33,7 @@ export async function readPicture(blob) {
   try {
     const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
     const full = { width: bitmap.width, height: bitmap.height };
-    const canvas = drawn(bitmap, workSize(full), true);
+    const canvas = drawn(bitmap, workSize(full));
     return { canvas, isSeeThrough: blob.type !== "image/jpeg" && isSeeThrough(canvas), ...full };
   } catch {
     return null;
@@ -58,10 +58,16 @@ export function blankPicture(size) {
 /** Class ids of a base64 PNG, at work size: {ids, width, height}. */
 export async function readMask(base64, size) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }), { colorSpaceConversion: "none" });
+  const { width, height, data } = await readGray(bytes);
   const work = workSize(size);
-  const { data } = drawn(bitmap, work, false).getContext("2d").getImageData(0, 0, work.width, work.height);
-  return { ...work, ids: Uint8Array.from({ length: work.width * work.height }, (_, index) => data[4 * index]) };
+  if (work.width === width) return { ...work, ids: data };
+  const columns = Uint32Array.from({ length: work.width }, (_, x) => Math.floor((x + 0.5) * width / work.width));
+  const ids = new Uint8Array(work.width * work.height);
+  for (let y = 0, index = 0; y < work.height; y += 1) {
+    const row = Math.floor((y + 0.5) * height / work.height) * width;
+    for (const column of columns) ids[index++] = data[row + column];
+  }
+  return { ...work, ids };
 }
 
 /** The mask in its classes' colours; those that `isShown` (by id) refuses are left clear. */
