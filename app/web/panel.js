@@ -34,7 +34,8 @@ export class Panel {
     this.element = element("div", { className: `panel ${className}` },
       this.base, this.overlay, this.cross, this.ring, this.tipBox, this.wait);
     this.element.setAttribute("aria-label", label);
-    this.element.setAttribute("role", onPoint ? "application" : "img");
+    // A slider of two axes: to no other role does every screen reader leave the arrow keys.
+    this.element.setAttribute("role", onPoint ? "slider" : "img");
     this.onPoint = onPoint;
     this.tip = tip;
     this.size = null;
@@ -66,11 +67,23 @@ export class Panel {
     this.point = point;
     this.ring.hidden = !point;
     this.cross.replaceChildren();
+    if (this.onPoint) this.#tell(grid);
     if (!point) return;
     this.step = [this.size.width / grid.width, this.size.height / grid.height];
     this.ring.style.left = `${100 * (point.x + 0.5) / this.size.width}%`;
     this.ring.style.top = `${100 * (point.y + 0.5) / this.size.height}%`;
     if (hasCross) this.#drawCross(cellOf(point, this.size, grid), grid);
+  }
+
+  /** What a slider must have, for screen readers: the cell as a number, and in words. */
+  #tell(grid) {
+    const values = { min: 0, max: 0, now: 0, text: "no point" };
+    if (this.point) {
+      const { row, column } = cellOf(this.point, this.size, grid);
+      const text = `column ${column}, row ${row} of ${grid.width} × ${grid.height}`;
+      Object.assign(values, { max: grid.width * grid.height - 1, now: row * grid.width + column, text });
+    }
+    for (const [name, value] of Object.entries(values)) this.element.setAttribute(`aria-value${name}`, value);
   }
 
   #drawCross({ row, column }, grid) {
@@ -119,7 +132,7 @@ export class Panel {
     event.preventDefault();
     const middle = { x: Math.floor(this.size.width / 2), y: Math.floor(this.size.height / 2) };
     if (!this.point || !arrow) {
-      this.onPoint(this.point ?? middle);
+      this.onPoint(middle);
       return;
     }
     const cells = event.shiftKey ? LEAP : 1;
