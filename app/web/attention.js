@@ -1,6 +1,7 @@
 // Attention maps: which there are, fetching them, and what can be said about one.
 
 import { getArray, getJson } from "/web/api.js";
+import { classAt } from "/web/picture.js";
 
 const KEPT_BYTES = 64 << 20;
 const NAMES = { cca: "Criss-cross", afnb: "AFNB", apnb: "APNB", nl: "Non-local", pam: "Position attention" };
@@ -168,7 +169,9 @@ function countCells(mask, rows, columns) {
       cell.set(mask.ids[index], (cell.get(mask.ids[index]) ?? 0) + 1);
     }
   }
-  return pixels.map((cell) => {
+  return pixels.map((cell, index) => {
+    const middle = { x: index % columns, y: Math.floor(index / columns) };
+    if (!cell.size) return [[classAt(mask, { width: columns, height: rows }, middle), 1]]; // smaller than a pixel
     const total = [...cell.values()].reduce((sum, count) => sum + count, 0);
     return [...cell].map(([id, count]) => [id, count / total]);
   });

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.browser.conftest import Opened, choose
 
@@ -87,3 +89,11 @@ def test_masks_larger_than_what_is_shown(opened: Opened) -> None:
     columns = ((np.arange(2000) + 0.5) * 1.5).astype(int)
     assert first == ids[0, columns].tolist()
     assert last == ids[1499, columns].tolist()
+
+
+def test_cells_smaller_than_pixels_have_their_class(opened: Opened, tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2), (120, 160, 220)).save(tmp_path / "tiny.png")
+    page = opened()
+    choose(page, tmp_path / "tiny.png")
+    shares = page.locator("#reads-classes b").all_inner_texts()
+    assert 99 < sum(float(share.split()[0]) for share in shares) < 101
