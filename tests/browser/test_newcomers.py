@@ -97,13 +97,15 @@ def test_colours_like_the_pages_own_are_outlined(opened: Opened, scheme: str, co
 
 
 def test_in_the_systems_high_contrast(opened: Opened, api: httpx.Client) -> None:
-    page = opened(forced_colors="active")
+    page = opened(forced_colors="active", reduced_motion="reduce")  # a page that fades in has other colours
     choose(page)
     classes = api.get("/models/ccnet-mobilenetv2-camvid").json()["classes"]
     (road,) = (one["color"] for one in classes if one["name"] == "road")
     swatch = page.locator("#legend .class", has_text="road").locator(".swatch").screenshot()
     picture = np.array(Image.open(io.BytesIO(swatch)).convert("RGB"))
     assert picture[picture.shape[0] // 2, picture.shape[1] // 2].tolist() == road
+    mark = page.locator("#mask-stage .ring").evaluate("ring => getComputedStyle(ring, '::after').borderTopColor")
+    assert mark == "rgb(255, 255, 255)"  # edged in black, so that it is seen on any map
     ask = page.locator("#legend .ask").first
     ask.click()
     for chosen, other in ((ask, page.locator("#legend .ask").last), tuple(page.locator(".tile .panel").all()[2:])):
