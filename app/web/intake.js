@@ -1,7 +1,9 @@
 // The ways a picture comes in: chosen, photographed, dropped, pasted, or a sample.
 
-import { get } from "/web/api.js";
+import { Problem, get } from "/web/api.js";
 
+// Browsers differ in whether they give out a picture that is dragged from another page.
+const NO_FILE = { title: "No picture", detail: "What was dropped is no file. Save the picture first, or copy and paste it." };
 const byId = (id) => document.getElementById(id);
 
 /** @param onPicture called with a File or Blob, or a promise of one */
@@ -26,6 +28,6 @@ export function listenForPictures(onPicture) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     byId("drop").hidden = true;
-    if (event.dataTransfer.files[0]) onPicture(event.dataTransfer.files[0]);
+    onPicture(event.dataTransfer.files[0] ?? Promise.reject(new Problem(NO_FILE)));
   });
 }

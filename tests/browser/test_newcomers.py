@@ -188,3 +188,17 @@ def test_settings_are_aligned(opened: Opened, width: int) -> None:
         assert one["value"][0] - one["words"] < 12
         assert one["value"][1] <= one["right"]
     shoot(page, f"settings-{width}")
+
+
+def test_a_picture_that_the_browser_does_not_give_out(opened: Opened) -> None:
+    page = opened()
+    transfer = page.evaluate_handle(
+        """() => {
+          const transfer = new DataTransfer();
+          transfer.setData('text/uri-list', 'https://elsewhere.example/street.jpg');
+          return transfer;
+        }"""
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    expect(page.get_by_role("alert")).to_contain_text("Save the picture first, or copy and paste it.")
+    expect(page.locator("#start")).to_be_visible()
