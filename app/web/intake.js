@@ -9,11 +9,14 @@ const byId = (id) => document.getElementById(id);
 /** @param onPicture called with a File or Blob, or a promise of one */
 export function listenForPictures(onPicture) {
   for (const id of ["file", "camera"]) {
-    byId(id).addEventListener("change", (event) => {
-      const [file] = event.target.files;
-      event.target.value = ""; // so that the same file can be chosen again
+    const input = byId(id);
+    const take = () => {
+      const [file] = input.files;
+      input.value = ""; // so that the same file can be chosen again
       if (file) onPicture(file);
-    });
+    };
+    input.addEventListener("change", take);
+    take(); // what was chosen before the page's scripts were there
   }
   byId("samples").addEventListener("click", (event) => {
     const source = event.target.closest("button")?.dataset.src;

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.browser.conftest import HEAT, Opened, choose, pixels, point_of, shoot
+from tests.browser.conftest import HEAT, SAMPLE, Opened, choose, pixels, point_of, shoot
 
 PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 BRIGHT = 0x40  # of a channel
@@ -202,3 +202,16 @@ def test_a_picture_that_the_browser_does_not_give_out(opened: Opened) -> None:
     page.dispatch_event("body", "drop", {"dataTransfer": transfer})
     expect(page.get_by_role("alert")).to_contain_text("Save the picture first, or copy and paste it.")
     expect(page.locator("#start")).to_be_visible()
+
+
+def test_a_picture_chosen_before_the_scripts_are_there(opened: Opened) -> None:
+    page = opened()
+    held: list[Route] = []
+    page.route("**/web/app.js", lambda route: held.append(route))
+    with page.expect_request("**/web/app.js"):
+        page.reload(wait_until="commit")
+    page.locator("#samples").wait_for()
+    page.set_input_files("#file", SAMPLE)
+    assert held
+    held[0].continue_()
+    page.locator(f"{HEAT}[data-cell]").wait_for()
