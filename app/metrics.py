@@ -76,6 +76,10 @@ class Metrics:
             "model_info", "1 for each model that is served.", "model", "dataset", "classes", "device"
         )
         self._build = self._gauge("build_info", "1, with the versions as labels.", "version", "python", "torch")
+        # What alerts count starts at zero: a series that is born with its first failures hides them from a rate.
+        for status in ("200", "500", "503", "504", "507"):
+            self._http_requests.labels("POST", "/segment", status)
+        self._http_seconds.labels("POST", "/segment")
 
     def http_request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._http_requests.labels(method, route, str(status)).inc()

@@ -84,6 +84,14 @@ def test_names_types_and_labels_are_the_contract() -> None:
     assert found == CONTRACT
 
 
+def test_the_first_failures_already_make_a_rate() -> None:
+    """Prometheus sees no increase in a series that is born with them."""
+    metrics = Metrics()
+    for status in ("200", "500", "503", "504", "507"):
+        assert value(metrics, "http_requests_total", method="POST", route="/segment", status=status) == 0
+    assert value(metrics, "http_request_duration_seconds_count", method="POST", route="/segment") == 0
+
+
 def test_process_and_gc_come_along() -> None:
     names = families(a_used_object())
     assert {"process_resident_memory_bytes", "python_gc_objects_collected"} <= set(names)
