@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from annotated_types import Le
 
 from app.server import SENDING_TIMEOUT
 from app.settings import Settings
 from app.traces import FLUSHING_TIMEOUT
-from tests.docker.prometheus import CONFIG, ROOT
+from tests.docker.prometheus import CONFIG, ROOT, free_port
 
 BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -65,6 +69,42 @@ def test_services_are_confined(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["mem_limit"]
     assert service["pids_limit"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}, "by itself a log grows for ever"
+
+
+def test_all_threads_that_torch_may_be_told_to_take_are_allowed() -> None:
+    """A pass alone and one beside others each begin as many; OpenMP ends the process if it gets fewer."""
+    (most,) = [limit.le for limit in Settings.model_fields["threads"].metadata if isinstance(limit, Le)]
+    assert SERVICES["api"]["pids_limit"] > 2 * most + 100
+
+
+def test_a_signal_is_heard_while_the_service_starts() -> None:
+    """By another first process: as such Python would be deaf to SIGTERM until the server has been made."""
+    assert SERVICES["api"]["init"] is True
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_asks_the_service_itself(status: int, healthy: bool) -> None:
+    """Past the proxy that Docker's settings put into each container."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (check,) = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    command = json.loads(check)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        command[-1] = command[-1].replace("8000", str(server.server_port))
+        environment = {**os.environ, "http_proxy": nobody, "HTTP_PROXY": nobody, "no_proxy": "", "NO_PROXY": ""}
+        done = subprocess.run([sys.executable, *command[1:]], env=environment, timeout=60, check=False)
+        server.shutdown()
+    assert (done.returncode == 0) is healthy
 
 
 @each_service
