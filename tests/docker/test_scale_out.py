@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from app.settings import Settings
 from tests.docker.prometheus import ROOT, free_port, until
 from tests.servers import picture
 
@@ -58,15 +59,19 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def scaled(
-    serving: Callable[..., AbstractContextManager[tuple[str, Path, Any]]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def scaled(serving: Callable[..., AbstractContextManager[tuple[str, Path, Any]]], log: Path) -> Iterator[str]:
     """Two instances, each with room for two images to wait, behind one address."""
     with ExitStack() as stack:
         served = {"max_queue_size": "2", "max_passes": "1", "default_model": MODEL, "models": f"{MODEL},{OTHER}"}
         urls = [stack.enter_context(serving(**served))[0] for _ in "ab"]
         hosts = [url.removeprefix("http://") for url in urls]
-        yield stack.enter_context(proxy(tmp_path_factory.mktemp("proxy"), hosts))
+        yield stack.enter_context(proxy(log.parent, hosts))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the proxy writes."""
+    return tmp_path_factory.mktemp("proxy") / "log"
 
 
 MODEL, OTHER = "ccnet-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid"
@@ -120,6 +125,24 @@ def test_metrics_stay_inside(scaled: str, path: str) -> None:
         urlopen(scaled + path, timeout=60)
 
 
+def test_commands_for_several_instances_name_the_file_that_frees_the_port() -> None:
+    """With docker-compose.yml alone the second one asks for the port that the proxy has."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "OPERATIONS.md").read_text(), re.MULTILINE | re.DOTALL)
+    scaled = [block for block in blocks if "--scale api=2" in block]
+    assert len(scaled) == 2
+    assert all("docker/scale-out.yml" in block for block in scaled)
+
+
+def test_its_log_tells_who_sent_what_and_no_id_that_opens_a_result(scaled: str, log: Path) -> None:
+    sent = httpx.post(f"{scaled}/segment", content=picture(1), headers={"X-Request-ID": "seen-in-the-log"}, timeout=60)
+    result = sent.headers["x-result-id"]
+    assert httpx.get(f"{scaled}/results/{result}", timeout=60).status_code == 200
+    until(lambda: "seen-in-the-log" in log.read_text(), "the request is in the log")
+    (line,) = [line for line in log.read_text().splitlines() if "seen-in-the-log" in line]
+    assert re.search(r"127\.0\.0\.1 POST 200 \d+ ms \d+ bytes, s[01], seen-in-the-log$", line)
+    assert result not in log.read_text()
+
+
 def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_path: Path) -> None:
     plain = OVERRIDE.replace("!reset ", "")  # Compose's own tag, which its schema does not know
     (tmp_path / "scale-out.yml").write_text(plain)
@@ -133,5 +156,7 @@ def test_the_proxy_is_as_confined_as_the_rest_and_has_the_port_to_itself(tmp_pat
     assert grace[0] >= grace[1] + notice
     proxy = services["proxy"]
     assert proxy["ports"] == BASE["api"]["ports"]
-    for name in ("read_only", "cap_drop", "security_opt", "restart", "pids_limit"):
+    assert proxy["stop_signal"] == "SIGUSR1", "at another it leaves those whom it serves without an answer"
+    assert int(proxy["stop_grace_period"].removesuffix("s")) > Settings().request_timeout
+    for name in ("read_only", "cap_drop", "security_opt", "restart", "pids_limit", "logging"):
         assert proxy[name] == BASE["prometheus"][name]
