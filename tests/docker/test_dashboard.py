@@ -70,6 +70,20 @@ def test_every_panel_says_what_it_shows() -> None:
     assert [panel["title"] for panel in PANELS if not panel["description"]] == []
 
 
+def test_a_figure_is_of_now() -> None:
+    """By a range Grafana shows the last there was, of a server that has been gone or idle for half an hour too."""
+    for panel in PANELS:
+        if panel["type"] == "stat":
+            (target,) = panel["targets"]
+            assert (target["instant"], target["range"]) == (True, False), panel["title"]
+
+
+def test_no_line_is_drawn_through_a_time_without_data() -> None:
+    lines = [panel["fieldConfig"]["defaults"]["custom"] for panel in PANELS if panel["type"] == "timeseries"]
+    assert lines
+    assert not any(line["spanNulls"] for line in lines)
+
+
 def test_each_metric_on_it_is_exported() -> None:
     assert metrics_in(DASHBOARD.read_text()) - exported() == set()
 
