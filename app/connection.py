@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, but for how long and how large the head of a request may be, and for `Upgrade`."""
+"""A client's connection: uvicorn's, but for how long it waits, how large a request's head may be, and for `Upgrade`."""
 
 from __future__ import annotations
 
@@ -19,32 +19,52 @@ TOO_LARGE = (
 class Connection(HttpToolsProtocol):
     """Ends if no whole head of a request comes in the time that idle connections have, or in so many bytes.
 
-    uvicorn alone would wait for it for ever, and keep all that comes. Of a request that asks for another protocol, as
-    Java's client and `curl --http2` do of each, it would lose the body.
+    It is cut off if as much time passes in which the client takes nothing of its answer. uvicorn alone would wait for
+    either for ever, and keep all that comes or goes. Of a request that asks for another protocol, as Java's client and
+    `curl --http2` do of each, it would lose the body.
     """
 
     _in_head = False
+    # Since a head was whole, or some of a body came: a head's, or of what chunks bring beside the body.
     _head_bytes = 0
+    _advanced = False  # whether either was in what was last received
     _read = 0  # how much of what it was given the parser has read
     _timeout: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle
+    _untaken: int | None = None  # bytes of an answer, at the last look, if none were to be added before the next
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._wait_for_request()
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._look.cancel()
         super().connection_lost(exc)
 
+    def resume_writing(self) -> None:
+        self._untaken = None
+        super().resume_writing()
+
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what comes after a body is no header (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._advanced = False, True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._advanced = True
+        super().on_body(body)
+
     def data_received(self, data: bytes) -> None:
+        self._advanced = False
         unread = memoryview(data)
         while unread:
             self._read = len(unread)
@@ -54,10 +74,9 @@ class Connection(HttpToolsProtocol):
             self._wait_for_request()
         else:
             self._wait_no_more()
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse()
+        self._head_bytes = 0 if self._advanced else self._head_bytes + len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse()
 
     def _should_upgrade(self) -> bool:
         """Whether uvicorn shall leave a request with `Upgrade` to the method below, and not begin to answer it."""
@@ -91,3 +110,18 @@ class Connection(HttpToolsProtocol):
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(self.timeout_keep_alive, self._cut_off_if_stuck)
+
+    def _cut_off_if_stuck(self) -> None:
+        """Compare what is left of an answer with the last look; nothing is added while writing is paused, or it closes.
+
+        One that is read slowly goes on: `resume_writing` alone would come only when almost all of it has gone.
+        """
+        left = self.transport.get_write_buffer_size()
+        if self._untaken is not None and left >= self._untaken:
+            self.transport.abort()
+            return
+        self._untaken = left if self.flow.write_paused or self.transport.is_closing() else None
+        self._look_later()

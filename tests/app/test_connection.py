@@ -1,4 +1,4 @@
-"""How long, and how large, the head of a request may be: over real connections to uvicorn."""
+"""How long, and how large, the head of a request may be, and who takes no answer: over real connections to uvicorn."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body; a path is how many seconds that takes."""
+    """Answers with the length of the body; a path is how many seconds that takes, a query sizes of more in parts."""
     length, more = 0, scope["method"] == "POST"
     while more:
         message = await receive()
         length, more = length + len(message["body"]), message["more_body"]
     await asyncio.sleep(float(scope["path"].strip("/") or 0))
-    body = str(length).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-    await send({"type": "http.response.body", "body": body})
+    added = [value for name, value in scope["headers"] if name == b"add"]
+    parts = [
+        b"".join([b"%d" % length, *added]),
+        *(bytes(int(size)) for size in scope["query_string"].split(b",") if size),
+    ]
+    headers = [(b"content-length", b"%d" % sum(map(len, parts)))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for index, part in enumerate(parts, 1):
+        await send({"type": "http.response.body", "body": part, "more_body": index < len(parts)})
 
 
 @pytest.fixture
@@ -39,17 +45,22 @@ ample = pytest.mark.parametrize("patience", [60])
 
 
 @pytest.fixture
-async def opened(patience: int) -> AsyncIterator[Opened]:
-    """A connection to a server, as its client has it."""
+async def server(patience: int) -> AsyncIterator[uvicorn.Server]:
     config = uvicorn.Config(app, port=0, http=Connection, lifespan="off", log_config=None, timeout_keep_alive=patience)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started)
+    yield server
+    server.should_exit = True
+    await asyncio.wait_for(task, 60)
+
+
+@pytest.fixture
+async def opened(server: uvicorn.Server) -> AsyncIterator[Opened]:
+    """A connection to a server, as its client has it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
     yield reader, writer
     writer.close()
-    server.should_exit = True
-    await asyncio.wait_for(task, 60)
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
@@ -137,6 +148,91 @@ async def test_one_beyond_the_limit_is_refused(opened: Opened, piece: bytes) -> 
     reply = await asyncio.wait_for(reader.read(), 30)
     assert reply.startswith(b"HTTP/1.1 431 ")
     assert reply.endswith(b"has more than %d bytes" % MAX_HEAD_BYTES)
+
+
+@ample
+@pytest.mark.parametrize(
+    "before", [GET, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)]
+)
+async def test_what_comes_before_half_a_head_is_none_of_it(opened: Opened, before: bytes) -> None:
+    reader, writer = opened
+    writer.write(before * (1 + 2 * MAX_HEAD_BYTES // len(before)) + GET[:-1])
+    for _ in range(1 + 2 * MAX_HEAD_BYTES // len(before)):
+        await answer(reader)
+    writer.write(GET[-1:])
+    assert await answer(reader) == b"0"
+    writer.write(GET + GET[:-2] + b"X: " + b"x" * MAX_HEAD_BYTES)
+    assert await answer(reader) == b"0"
+    writer.write(b"x" * MAX_HEAD_BYTES + b"x")
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 431 ")
+
+
+UPLOAD = b"POST / HTTP/1.1\r\nHost: here\r\nAdd: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@ample
+async def test_what_comes_after_a_body_is_no_header(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(UPLOAD + b"1\r\nx\r\n0\r\nAdd: b\r\n\r\n" + UPLOAD + b"0\r\n\r\n")
+    assert [await answer(reader) for _ in range(2)] == [b"1a", b"0a"]
+
+
+@ample
+@pytest.mark.parametrize("begun", [b"0\r\nx: ", b"0\r\n", b"1;"], ids=["a trailer", "trailers", "an extension"])
+async def test_nor_may_it_be_larger_than_a_head(opened: Opened, begun: bytes) -> None:
+    reader, writer = opened
+    writer.write(UPLOAD)
+    for piece in (begun, *[b"x: y\r\n" * 1000 if begun == b"0\r\n" else b"x" * 6000] * (2 + MAX_HEAD_BYTES // 6000)):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 431 ")
+
+
+LARGE = 30_000_000  # bytes: more than the buffers of both sides take
+CLOSE = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        GET.replace(b"/ ", b"/?%d " % LARGE, 1),
+        GET.replace(b"/ ", b"/?%d,%d " % (LARGE, LARGE), 1),
+        CLOSE.replace(b"/ ", b"/?%d " % LARGE, 1),
+        GET.replace(b"/ ", b"/?%d " % LARGE, 1) + GET * 2,
+        GET.replace(b"/ ", b"/?10000 ", 1) * 3000,
+    ],
+    ids=["whole", "in parts", "the last", "others after it", "many small ones"],
+)
+async def test_who_takes_no_answer_is_cut_off(server: uvicorn.Server, opened: Opened, asked: bytes) -> None:
+    _, writer = opened
+    writer.write(asked)
+    await until(lambda: bool(server.server_state.connections))
+    await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+
+
+@pytest.mark.parametrize("whole", [GET, CLOSE], ids=["kept", "the last"])
+@pytest.mark.parametrize("sizes", [[LARGE], [LARGE] * 4], ids=["whole", "in parts"])
+async def test_who_takes_it_slowly_is_not(opened: Opened, whole: bytes, sizes: list[int]) -> None:
+    reader, writer = opened
+    writer.write(whole.replace(b"/ ", b"/?%s " % ",".join(map(str, sizes)).encode(), 1))
+    await reader.readuntil(b"\r\n\r\n")
+    for _ in range(10):
+        await asyncio.sleep(0.5)
+        await reader.readexactly(sum(sizes) // 10)
+    assert await reader.readexactly(1) == b"\0"
+
+
+async def test_nor_is_who_takes_each_part_as_it_comes(opened: Opened) -> None:
+    """Whenever the server looks, more is left than before, but of another part."""
+    reader, writer = opened
+    sizes = [LARGE + 1_000_000 * index for index in range(8)]
+    writer.write(CLOSE.replace(b"/ ", b"/?%s " % ",".join(map(str, sizes)).encode(), 1))
+    await reader.readuntil(b"\r\n\r\n")
+    for size in sizes:
+        await asyncio.sleep(0.4)
+        await reader.readexactly(size)
+    assert await reader.readexactly(1) == b"\0"
 
 
 WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
