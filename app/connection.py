@@ -6,7 +6,8 @@ import asyncio
 import sys
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 # Of a request's head, its first line and its headers: what comes after them has limits of its own.
 MAX_HEAD_BYTES = 1 << 16
@@ -30,6 +31,7 @@ class Connection(HttpToolsProtocol):
     _advanced = False  # whether either was in what was last received
     _read = 0  # how much of what it was given the parser has read
     _timeout: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
     _look: asyncio.TimerHandle
     _untaken: int | None = None  # bytes of an answer, at the last look, if none were to be added before the next
 
@@ -41,6 +43,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
         self._look.cancel()
+        # uvicorn tells the last request alone that its client has left; an earlier one may yet have to be answered.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
@@ -77,6 +83,10 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0 if self._advanced else self._head_bytes + len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         """Whether uvicorn shall leave a request with `Upgrade` to the method below, and not begin to answer it."""

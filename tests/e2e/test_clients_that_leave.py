@@ -63,6 +63,24 @@ async def test_clients_that_leave_while_they_wait_are_not_run(slots: int) -> Non
         await assert_all_is_free(served)
 
 
+async def test_a_client_that_has_asked_for_more_leaves_like_any_other() -> None:
+    device = FakeDevice()
+    async with listening(device) as served, Connection(served.port) as first, Connection(served.port) as client:
+        device.shut()
+        first.post(picture(5))
+        await device.is_entered()
+        client.post(picture(6))
+        client.get("/livez")
+        client.post(picture(7))
+        await until(lambda: served.services.engine.queue_size == 1)
+        client.hang_up()
+        await until(lambda: served.images("cancelled") == 1)
+        device.gate.set()
+        await assert_right(first, 5)
+        assert images_run(device) == 1
+        assert served.images("ok") == 1
+
+
 async def test_clients_that_leave_at_any_moment_harm_no_one() -> None:
     """While they upload, while they are decoded, in the queue, on the device, and while they are answered."""
     device, chance = FakeDevice(2, best_batch_size=4), random.Random(1)
