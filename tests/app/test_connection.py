@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -165,6 +166,26 @@ async def test_what_comes_before_half_a_head_is_none_of_it(opened: Opened, befor
     assert await answer(reader) == b"0"
     writer.write(b"x" * MAX_HEAD_BYTES + b"x")
     assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 431 ")
+
+
+@ample
+@pytest.mark.parametrize("asked", [b"", GET], ids=["nothing", "once"])
+async def test_nothing_is_left_of_a_connection_that_has_ended(
+    server: uvicorn.Server, opened: Opened, asked: bytes
+) -> None:
+    reader, writer = opened
+    writer.write(asked)
+    if asked:
+        await answer(reader)
+    await until(lambda: bool(server.server_state.connections))
+    writer.close()
+    await until(lambda: not server.server_state.connections)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return not any(type(one) is Connection for one in gc.get_objects())
+
+    await until(is_gone)
 
 
 UPLOAD = b"POST / HTTP/1.1\r\nHost: here\r\nAdd: a\r\nTransfer-Encoding: chunked\r\n\r\n"

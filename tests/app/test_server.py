@@ -127,6 +127,16 @@ async def test_a_connection_that_asks_nothing_is_closed(monkeypatch: pytest.Monk
         writer.close()
 
 
+async def test_no_path_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither by uvicorn: it is the client's own text, and ids in it open results."""
+    caplog.set_level("INFO")
+    async with running(drain_timeout=60) as served:
+        reply = await served.client.get("/results/an-id")
+    assert "server" not in reply.headers
+    assert "/results/{result_id} 404" in caplog.text
+    assert "an-id" not in "".join(one.getMessage() for one in caplog.records if not one.name.startswith("http"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems may have no such limit")
 async def test_it_has_all_the_files_it_may_have() -> None:
     """Or a thousand idle connections would keep everyone out, probes as well."""
