@@ -30,8 +30,9 @@ from benchmarks.machine import describe
 from models import ModelSpec, Output, Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import fuse_convolutions, has_bfloat16
+from models.ops.scripting import can_script
 from models.ops.upsample import upsample_argmax
-from models.scripted import can_script, script_stages
+from models.scripted import script_stages
 from models.strips import run_in_strips
 from models.transforms import normalize
 from training.scenes import draw_street

@@ -21,7 +21,8 @@ from benchmarks.machine import describe
 from models import Segmentor, create_model, fused
 from models.folding import fold_batch_norm
 from models.fused import has_bfloat16
-from models.scripted import can_script, script_stages
+from models.ops.scripting import can_script
+from models.scripted import script_stages
 from models.strips import run_in_strips
 
 MODEL = "ccnet-mobilenetv2-camvid"

@@ -7,7 +7,6 @@ beside this one, or the event loop, may hold just then.
 from __future__ import annotations
 
 import logging
-import sys
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +33,6 @@ class Scripted(nn.Module):
         script = self.script if torch.get_num_threads() == self._beside else self.script_alone
         out: Tensor = script(*inputs)
         return out
-
-
-def can_script() -> bool:
-    """Whether torch supports TorchScript still, which it has given up for newer Pythons."""
-    return sys.version_info < (3, 14)
 
 
 def script_stages(segmentor: Segmentor) -> None:

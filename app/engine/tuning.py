@@ -13,9 +13,10 @@ from app.engine.prepare import prepare
 from app.imaging import decode
 from models import ModelSpec, Segmentor
 from models.fused import Threads, can_fuse, fuse_convolutions, has_bfloat16
+from models.ops.scripting import can_script
 from models.ops.upsample import upsample_argmax
 from models.precision import lower_precision
-from models.scripted import can_script, script_stages
+from models.scripted import script_stages
 from models.strips import run_in_strips
 from models.transforms import normalize
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops.blocks import DENSE_ELEMENTS, blocks, runs_in_place, softmax_with_total
+from models.ops.blocks import DENSE_ELEMENTS, lines_at_once, runs_in_place, softmax_with_total
+from models.ops.scripting import scripted
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor | None]]
 Pool = Callable[[Tensor, tuple[int, ...]], Tensor]
@@ -69,11 +70,22 @@ def _attend_by_blocks(queries: Tensor, keys: Tensor, values: Tensor, scale: floa
     """
     context = values.new_empty(*queries.shape[:2], values.shape[2])
     logsumexp = values.new_empty(queries.shape[:2])
+    at_once = lines_at_once(keys.shape[1], DENSE_ELEMENTS)
     for query, key, value, out, totals in zip(queries, keys, values, context, logsumexp, strict=True):
-        for part in blocks(len(query), len(key), DENSE_ELEMENTS):
-            weights, totals[part] = softmax_with_total((query[part] @ key.mT).mul_(scale))
-            torch.mm(weights, value, out=out[part])
+        totals.copy_(_attend_to_all(query, key, value, scale, out, at_once))
     return context, logsumexp
+
+
+@scripted
+def _attend_to_all(query: Tensor, key: Tensor, value: Tensor, scale: float, context: Tensor, at_once: int) -> Tensor:
+    """Writes context [N, V]; returns logsumexp [N]."""
+    totals = []
+    for first in range(0, query.shape[0], at_once):
+        last = first + at_once
+        weights, total = softmax_with_total((query[first:last] @ key.mT).mul_(scale))
+        totals.append(total)
+        torch.mm(weights, value, out=context[first:last])
+    return torch.cat(totals)
 
 
 def pyramid_pool_reference(x: Tensor, pool_scales: tuple[int, ...]) -> Tensor:

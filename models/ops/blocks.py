@@ -1,7 +1,5 @@
 """Attention in blocks small enough for a CPU's cache: when it may be, how large they are, and their softmax."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -25,10 +23,9 @@ def runs_in_place(*inputs: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.floa
     return all(x.device.type == "cpu" and x.dtype in dtypes for x in inputs)
 
 
-def blocks(count: int, affinities: int, at_once: int) -> Iterator[slice]:
-    """So many lines or queries in blocks, given how many affinities each has and how many may be made at once."""
-    size = max(1, at_once // affinities)
-    return (slice(first, first + size) for first in range(0, count, size))
+def lines_at_once(affinities: int, at_once: int) -> int:
+    """How many lines or queries make a block, given how many affinities each has and how many may be made at once."""
+    return max(1, at_once // affinities)
 
 
 def softmax_with_total(affinity: Tensor) -> tuple[Tensor, Tensor]:

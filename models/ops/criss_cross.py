@@ -7,7 +7,8 @@ is not scaled, and the position itself, which lies on both arms, counts once: in
 import torch
 from torch import Tensor
 
-from models.ops.blocks import LINE_ELEMENTS, blocks, runs_in_place, softmax_with_total
+from models.ops.blocks import LINE_ELEMENTS, lines_at_once, runs_in_place, softmax_with_total
+from models.ops.scripting import scripted
 
 
 def criss_cross_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,31 +75,40 @@ def _attend_by_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
     context = value.new_empty(batch, height, width, channels)
     logsumexp = query.new_empty(batch, height, width)
     for image in zip(query, key, value, context, logsumexp, strict=True):
-        _attend_along_rows(*image)
+        _attend_along_rows(*image, lines_at_once(width**2, LINE_ELEMENTS))
         if height > 1:
-            _attend_along_columns(*image)
+            _attend_along_columns(*image, lines_at_once(height**2, LINE_ELEMENTS))
     return context.permute(0, 3, 1, 2), logsumexp
 
 
-def _attend_along_rows(query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor) -> None:
+@scripted
+def _attend_along_rows(
+    query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor, at_once: int
+) -> None:
     """Attention of each position to its row alone, written to context [H, W, V] and logsumexp [H, W]."""
-    query, key, value = (x.permute(1, 2, 0) for x in (query, key, value))  # [H, W, C]
-    for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
-        weights, logsumexp[part] = softmax_with_total(query[part] @ key[part].mT)
-        torch.bmm(weights.to(value.dtype), value[part], out=context[part])
+    query, key, value = query.permute(1, 2, 0), key.permute(1, 2, 0), value.permute(1, 2, 0)  # [H, W, C]
+    for first in range(0, query.shape[0], at_once):
+        last = first + at_once
+        weights, total = softmax_with_total(query[first:last] @ key[first:last].mT)
+        logsumexp[first:last] = total
+        torch.bmm(weights.to(value.dtype), value[first:last], out=context[first:last])
 
 
-def _attend_along_columns(query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor) -> None:
+@scripted
+def _attend_along_columns(
+    query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor, at_once: int
+) -> None:
     """Adds each position's column to what is there of its row: a mean of both, each by what its weights come to."""
-    query, key, value = (x.permute(2, 1, 0) for x in (query, key, value))  # [W, H, C]
+    query, key, value = query.permute(2, 1, 0), key.permute(2, 1, 0), value.permute(2, 1, 0)  # [W, H, C]
     context, logsumexp = context.transpose(0, 1), logsumexp.T
-    for part in blocks(len(query), query.shape[1] ** 2, LINE_ELEMENTS):
-        affinity = query[part] @ key[part].mT
+    for first in range(0, query.shape[0], at_once):
+        last = first + at_once
+        affinity = query[first:last] @ key[first:last].mT
         affinity.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
         weights, on_column = softmax_with_total(affinity)
-        on_row = logsumexp[part]
+        on_row = logsumexp[first:last]
         share = torch.sigmoid(on_column - on_row).unsqueeze(-1)
-        context[part].lerp_(weights.to(value.dtype) @ value[part], share.to(value.dtype))
+        context[first:last].lerp_(weights.to(value.dtype) @ value[first:last], share.to(value.dtype))
         torch.logaddexp(on_row, on_column, out=on_row)
 
 

@@ -7,24 +7,24 @@ That holds too for windows that are averaged and for a mirror image, which are m
 No map of the image's size is ever held: rows are made, decided and forgotten a block at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.ops.launching import can_launch
+from models.ops.scripting import scripted
 
 Size = tuple[int, int]  # height, width
 Taps = tuple[Tensor, Tensor]
 
-# Elements of a block that is decided at once: on a CPU it stays in the cache, on CUDA it fills the device.
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+# Elements of a block that is decided at once: on a CPU so many for each thread, 512 KiB that a core's own cache holds;
+# on CUDA it fills the device.
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
 # Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
 CHUNK_ELEMENTS = 1 << 22
@@ -42,22 +42,23 @@ class Axis:
 
     Attributes:
         matrix: [new, old] float32, zero off a band
-        start, end: per new position, the old ones that it is made of; none where both are 0
+        start, end: per new position, the old ones that it is made of; where there are none, `end` is 0, and `start`
+            beyond all of them
     """
 
     matrix: Tensor
     start: list[int]
     end: list[int]
 
-    @staticmethod
-    def of(matrix: Tensor) -> Axis:
+    @classmethod
+    def of(cls, matrix: Tensor) -> Self:
         used = matrix != 0
         index = torch.arange(1, matrix.shape[1] + 1)
         end = (used * index).amax(1)
-        start = torch.where(used, index - 1, matrix.shape[1]).amin(1).minimum(end)
-        return Axis(matrix, start.tolist(), end.tolist())
+        start = torch.where(used, index - 1, matrix.shape[1]).amin(1)
+        return cls(matrix, start.tolist(), end.tolist())
 
-    def to(self, device: torch.device) -> Axis:
+    def to(self, device: torch.device) -> Self:
         return replace(self, matrix=self.matrix.to(device))
 
     @cached_property
@@ -72,8 +73,8 @@ class Axis:
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
         """Of the new positions from `first` to before `last`: the old ones they are made of; (0, 0) for none."""
-        spans = [span for span in zip(self.start[first:last], self.end[first:last], strict=True) if span != (0, 0)]
-        return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else (0, 0)
+        end = max(self.end[first:last])
+        return (min(self.start[first:last]), end) if end else (0, 0)
 
 
 class Patch(NamedTuple):
@@ -170,19 +171,14 @@ def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
     height, width, classes = len(rows.start), len(columns.start), logits.shape[0]
     ids = torch.empty(height, width, dtype=torch.uint8, device=logits.device)
     confidence = torch.empty_like(ids)
-    # The best class is the one with the largest of these among those that reach the maximum: the first.
-    rank = torch.arange(classes - 1.0, -1.0, -1.0, device=logits.device)[:, None, None]
     wide = sum(patch.logits[..., 0].numel() for view in views for patch in view) * width
-    block = max(MIN_ROWS, BLOCK_ELEMENTS[logits.device.type] // (width * classes))
+    threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
+    block = max(MIN_ROWS, threads * BLOCK_ELEMENTS[logits.device.type] // (width * classes))
+    decide_rows = _decide_rows_scripted if logits.device.type == "cpu" else _decide_rows
     for above, below in _ranges(0, height, max(block, CHUNK_ELEMENTS * height // wide)):
-        widened = [[_widen(patch, above, below) for patch in view] for view in views]
-        for top, bottom in _ranges(above, below, block):
-            probability = _probability([_rows(view, top, bottom) for view in widened])
-            highest = probability.amax(0)
-            # As numbers, since torch compares to booleans one at a time.
-            is_best = torch.eq(probability, highest, out=probability)
-            ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
-            confidence[top:bottom] = highest.mul_(255).round_()
+        parts = list(_ranges(above, below, block))
+        widened = [[_widen(patch, parts) for patch in view] for view in views]
+        decide_rows(widened, parts, ids, confidence)
     return ids, confidence
 
 
@@ -190,15 +186,15 @@ class _Widened(NamedTuple):
     """Some rows of a patch, resized along their width alone."""
 
     values: Tensor  # [K, rows, right - left]
-    first: int  # the first of these rows, counted in the patch
-    rows: Axis
+    matrix: Tensor  # of the patch's rows
+    reach: list[tuple[int, int]]  # for each block of the whole's rows, those of the patch that it is made of
+    first: int  # of these rows, counted in the patch
     left: int  # where the patch begins in the whole's width
-    width: int  # of the whole
 
 
-def _widen(patch: Patch, top: int, bottom: int) -> _Widened:
-    """What rows `top` to `bottom` of the whole are made of."""
-    first, last = patch.rows.reach(top, bottom)
+def _widen(patch: Patch, parts: list[tuple[int, int]]) -> _Widened:
+    """What these blocks of the whole's rows are made of."""
+    first, last = patch.rows.reach(parts[0][0], parts[-1][1])
     covered = [column for column, end in enumerate(patch.columns.end) if end]
     left, right = covered[0], covered[-1] + 1
     narrow = patch.logits[:, first:last].float()
@@ -207,31 +203,46 @@ def _widen(patch: Patch, top: int, bottom: int) -> _Widened:
         start, stop = patch.columns.reach(begin, end)
         columns = patch.columns.matrix[begin:end, start:stop]
         torch.matmul(narrow[..., start:stop], columns.T, out=wide[..., begin - left : end - left])
-    return _Widened(wide, first, patch.rows, left, len(patch.columns.end))
+    return _Widened(wide, patch.rows.matrix, [patch.rows.reach(*part) for part in parts], first, left)
 
 
-def _rows(patches: Sequence[_Widened], top: int, bottom: int) -> Tensor:
-    """Rows `top` to `bottom` of the whole map: [K, bottom - top, W]."""
+def _decide_rows(views: list[list[_Widened]], parts: list[tuple[int, int]], ids: Tensor, confidence: Tensor) -> None:
+    """Write these blocks of rows of `decide`'s result."""
+    classes = views[0][0].values.shape[0]
+    # The best class is the one with the largest of these among those that reach the maximum: the first.
+    rank = torch.arange(classes - 1.0, -1.0, -1.0, device=ids.device).unsqueeze(1).unsqueeze(1)
+    for index, part in enumerate(parts):
+        top, bottom = part
+        probability = _rows(views[0], index, part, ids.shape[1]).softmax(0)
+        for view in views[1:]:
+            probability += _rows(view, index, part, ids.shape[1]).softmax(0)
+        if len(views) > 1:
+            probability /= len(views)
+        highest = probability.amax(0)
+        # As numbers, since torch compares to booleans one at a time.
+        is_best = torch.eq(probability, highest, out=probability)
+        ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
+        confidence[top:bottom] = highest.mul_(255).round_()
+
+
+def _rows(patches: list[_Widened], index: int, part: tuple[int, int], width: int) -> Tensor:
+    """A block of rows of the whole map: [K, bottom - top, W]."""
     if len(patches) == 1:
-        return _high(patches[0], top, bottom)
+        return _high(patches[0], index, part)
     values = patches[0].values
-    total = values.new_zeros(values.shape[0], bottom - top, patches[0].width)
+    total = values.new_zeros([values.shape[0], part[1] - part[0], width])
     for patch in patches:
-        total[:, :, patch.left : patch.left + patch.values.shape[2]] += _high(patch, top, bottom)
+        total[:, :, patch.left : patch.left + patch.values.shape[2]] += _high(patch, index, part)
     return total
 
 
-def _high(patch: _Widened, top: int, bottom: int) -> Tensor:
-    first, last = patch.rows.reach(top, bottom)
-    return patch.rows.matrix[top:bottom, first:last] @ patch.values[:, first - patch.first : last - patch.first]
+def _high(patch: _Widened, index: int, part: tuple[int, int]) -> Tensor:
+    first, last = patch.reach[index]
+    used = patch.values[:, first - patch.first : last - patch.first]
+    return patch.matrix[part[0] : part[1], first:last] @ used
 
 
-def _probability(views: list[Tensor]) -> Tensor:
-    """The mean softmax of the views' logits."""
-    total = views[0].softmax(0)
-    for view in views[1:]:
-        total += view.softmax(0)
-    return total.div_(len(views)) if len(views) > 1 else total
+_decide_rows_scripted = scripted(_decide_rows)
 
 
 def _ranges(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from models import strips
 from models.folding import fold_batch_norm
 from models.fused import FusedConv, can_fuse, fuse_convolutions, has_bfloat16
-from models.scripted import Scripted, can_script, script_stages
+from models.ops.scripting import can_script
+from models.scripted import Scripted, script_stages
 from models.segmentor import Segmentor
 from models.strips import run_in_strips
 

@@ -12,8 +12,9 @@ from app.engine.tuning import LEAST_AGREEMENT, tune, tune_on_cuda
 from models import Segmentor, create_model, get_spec
 from models.folding import fold_batch_norm
 from models.fused import FusedConv, can_fuse, has_bfloat16
+from models.ops.scripting import can_script
 from models.ops.upsample import upsample_argmax
-from models.scripted import Scripted, can_script
+from models.scripted import Scripted
 from models.transforms import normalize, resize
 from training.scenes import draw_street
 

@@ -3,14 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.ops.blocks import blocks, runs_in_place
+from models.ops.blocks import lines_at_once, runs_in_place
 
 
-@pytest.mark.parametrize(("lines", "affinities"), [(7, 33), (7, 200), (5, 1), (1, 4)])
-def test_blocks_cover_each_line_once_and_keep_within_the_limit(lines: int, affinities: int) -> None:
-    parts = [range(lines)[part] for part in blocks(lines, affinities, 100)]
-    assert [line for part in parts for line in part] == list(range(lines))
-    assert all(len(part) * affinities <= max(affinities, 100) for part in parts)
+@pytest.mark.parametrize(("affinities", "lines"), [(33, 3), (100, 1), (200, 1), (1, 100)])
+def test_as_many_lines_as_keep_within_the_limit_and_one_at_least(affinities: int, lines: int) -> None:
+    assert lines_at_once(affinities, 100) == lines
 
 
 def test_plain_inference_alone_runs_in_place() -> None:

@@ -10,5 +10,5 @@ from models.ops.upsample import Patch
 
 def spread(patches: Sequence[Patch]) -> Tensor:
     """The whole map [K, H, W] in float32, by the steps of `decide`."""
-    height = len(patches[0].rows.start)
-    return upsample._rows([upsample._widen(patch, 0, height) for patch in patches], 0, height)
+    whole, width = (0, len(patches[0].rows.start)), len(patches[0].columns.start)
+    return upsample._rows([upsample._widen(patch, [whole]) for patch in patches], 0, whole, width)
