@@ -32,6 +32,7 @@ class Emulated:
 
     slots = 1
     best_batch_size = 8
+    stages_ahead = False
 
     def __init__(self, pass_cost: tuple[float, float]) -> None:
         self.device = torch.device("cpu")

@@ -35,10 +35,11 @@ class FakeDevice:
         seconds_each: of a pass for each pixel of its input, by the clock
     """
 
-    def __init__(self, slots: int = 1, best_batch_size: int = 4) -> None:
+    def __init__(self, slots: int = 1, best_batch_size: int = 4, *, stages_ahead: bool = True) -> None:
         self.device = torch.device("cpu")
         self.slots = slots
         self.best_batch_size = best_batch_size
+        self.stages_ahead = stages_ahead
         self.resident: set[str] = set()
         self.warmed: list[str] = []
         self.ran: set[tuple[int, str]] = set()

@@ -94,6 +94,10 @@ class Device(Protocol):
     def best_batch_size(self) -> int:
         """Images in a batch beyond which nothing is gained."""
 
+    @property
+    def stages_ahead(self) -> bool:
+        """Whether a thread of its own stages the next batch; where that has nowhere to go, it would cost more."""
+
     def enter(self) -> None:
         """Prepare the calling thread, which may then call the rest."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from app.engine.device import Device, Outcome, Ran
@@ -56,7 +57,7 @@ def has_stalled(running: Sequence[Batch[Waiting]], now: float, timeout: float) -
 
 
 class DeviceThreads:
-    """One thread for each batch that may run, one that stages the next ones meanwhile, and two for all else.
+    """One thread for each batch that may run, two for all else, and one that stages the next ones if that pays.
 
     A batch that is ready waits in the runners' queue: the thread that has ended a pass begins the next without waking
     another. In between several threads would have to, one after the other, each with its turn at Python's lock.
@@ -64,7 +65,7 @@ class DeviceThreads:
 
     def __init__(self, device: Device, slots: int) -> None:
         self._device = device
-        self._stager = ThreadPoolExecutor(1, "stage", initializer=device.enter)
+        self._stager = ThreadPoolExecutor(1, "stage", initializer=device.enter) if device.stages_ahead else None
         self._runners = ThreadPoolExecutor(slots, "run", initializer=device.enter)
         self._others = ThreadPoolExecutor(2, "load", initializer=device.enter)  # no unload waits for a load
 
@@ -80,20 +81,23 @@ class DeviceThreads:
         Raises:
             RuntimeError: a thread could not enter, since when its pool takes nothing more
         """
-        staged = self._stager.submit(self._stage, batch)
-        return self._runners.submit(self._run, batch, staged)
+        stage = partial(self._stage, batch)
+        return self._runners.submit(
+            self._run, batch, stage if self._stager is None else self._stager.submit(stage).result
+        )
 
     def shutdown(self) -> None:
         """Take nothing more; what runs ends by itself."""
-        self._stager.shutdown(wait=False)  # a runner may wait for what it is about
+        if self._stager is not None:
+            self._stager.shutdown(wait=False)  # a runner may wait for what it is about
         for pool in (self._runners, self._others):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _stage(self, batch: Batch[Waiting]) -> Staged:
         return self._device.stage([job.payload.images[job.part] for job in batch.jobs])
 
-    def _run(self, batch: Batch[Waiting], staging: Future[Staged]) -> Finished:
-        staged = staging.result()
+    def _run(self, batch: Batch[Waiting], stage: Callable[[], Staged]) -> Finished:
+        staged = stage()
         batch.started = started = time.monotonic()
         present = [index for index, job in enumerate(batch.jobs) if not job.payload.future.done()]
         ran = self._device.run(batch.lane.loaded, staged.take(present)) if present else Ran([])

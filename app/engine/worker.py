@@ -65,6 +65,7 @@ class Worker:
             DeviceError: there is no such device
         """
         self.device = find_device(device)
+        self.stages_ahead = self.device.type == "cuda"  # on a CPU a batch is where it has to be already
         if self.device.type == "cpu":
             reuse_heap()
         self._cores = Cores(threads, self.slots, self._be_nice) if self.device.type == "cpu" else None
@@ -101,9 +102,8 @@ class Worker:
             OutOfMemory: there is no room for it
             InferenceFailed: whatever else went wrong
         """
-        load = partial(
-            self._attempt, partial(self._load, spec), spec.name, f"no network could be made of {spec.weights}"
-        )
+        failure = f"no network could be made of {spec.weights}"
+        load = partial(self._attempt, partial(self._load, spec), spec.name, failure)
         loaded = load()
         if isinstance(loaded, OutOfMemory) and self._free_memory():
             loaded = load()

@@ -14,7 +14,10 @@ from app.timings import Timings
 from models import Trace
 from tests.fakes import FakeDevice
 
-MEMBERS = {"device", "slots", "best_batch_size", "enter", "load", "warm_up", "unload", "stage", "run", "memory"}
+MEMBERS = {
+    *("device", "slots", "best_batch_size", "stages_ahead"),
+    *("enter", "load", "warm_up", "unload", "stage", "run", "memory"),
+}
 
 
 @pytest.mark.parametrize("kind", [Worker, FakeDevice])

@@ -25,8 +25,8 @@ PATIENCE = 60.0  # seconds
 class Track(FakeDevice):
     """Notes whose pass is on it, by which thread; each stays until it is let go."""
 
-    def __init__(self, slots: int = 1) -> None:
-        super().__init__(slots)
+    def __init__(self, slots: int = 1, *, stages_ahead: bool = True) -> None:
+        super().__init__(slots, stages_ahead=stages_ahead)
         self.on: dict[int, str] = {}
         self.most = 0  # at once
         self.may_leave: set[int] = set()
@@ -119,9 +119,31 @@ def test_the_next_batch_is_staged_meanwhile(new: Callable[[Track], DeviceThreads
     for value in (1, 2):
         threads.run(batch(value))
     assert track.has(1)
+    assert threads._stager is not None
     threads._stager.submit(lambda: None).result(PATIENCE)  # it has done what it was given before
     assert track.staged == [[1], [2]]
     assert track.batches == [[1]]
+
+
+def test_where_a_batch_has_nowhere_to_go_its_own_thread_stages_it(
+    new: Callable[[Track], DeviceThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track, stagers = Track(stages_ahead=False), []
+    stage = track.stage
+
+    def noted(images: Sequence[Image]) -> Staged:
+        stagers.append(threading.current_thread().name)
+        return stage(images)
+
+    monkeypatch.setattr(track, "stage", noted)
+    threads = new(track)
+    runs = [threads.run(batch(value)) for value in (1, 2)]
+    assert track.has(1)
+    assert track.staged == [[1]]
+    assert stagers == [track.on[1]]
+    track.let_go(1, 2)
+    assert all(run.result(PATIENCE).outcomes for run in runs)
+    assert track.staged == [[1], [2]]
 
 
 def test_who_has_left_is_not_run(new: Callable[[Track], DeviceThreads]) -> None:
@@ -146,10 +168,11 @@ def test_what_fails_makes_way(new: Callable[[Track], DeviceThreads]) -> None:
     assert threads.run(batch(2)).result(PATIENCE).outcomes
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 def test_what_cannot_be_staged_fails_alone(
-    new: Callable[[Track], DeviceThreads], monkeypatch: pytest.MonkeyPatch
+    new: Callable[[Track], DeviceThreads], monkeypatch: pytest.MonkeyPatch, *, ahead: bool
 ) -> None:
-    track = Track()
+    track = Track(stages_ahead=ahead)
     threads = new(track)
     with monkeypatch.context() as broken:
         broken.setattr(track, "stage", lambda images: 1 / 0)
@@ -169,8 +192,11 @@ def test_an_unload_waits_for_no_load_and_a_batch_for_neither(new: Callable[[Trac
     assert {wait.result(PATIENCE) for wait in waits} < {0, 1, 2}
 
 
-def test_at_the_end_what_runs_is_finished_and_what_waits_is_not_begun(new: Callable[[Track], DeviceThreads]) -> None:
-    track = Track()
+@pytest.mark.parametrize("ahead", [True, False])
+def test_at_the_end_what_runs_is_finished_and_what_waits_is_not_begun(
+    new: Callable[[Track], DeviceThreads], *, ahead: bool
+) -> None:
+    track = Track(stages_ahead=ahead)
     threads = new(track)
     runs: list[Future[Finished]] = [threads.run(batch(value)) for value in (1, 2)]
     assert track.has(1)

@@ -94,6 +94,10 @@ def test_each_kind_of_device_has_its_way_to_be_kept_busy(kind: str, slots: int, 
     assert (worker.slots, worker.best_batch_size) == (slots, images)
 
 
+def test_on_a_cpu_no_batch_needs_to_travel() -> None:
+    assert not Worker("cpu", 0).stages_ahead
+
+
 # --- memory, failure
 
 
