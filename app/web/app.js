@@ -277,7 +277,8 @@ byId("share").addEventListener("click", guarded(copyLink));
 byId("another").addEventListener("click", startOver);
 byId("problem-close").addEventListener("click", () => { byId("problem").hidden = true; });
 const ready = guarded(begin)();
-const receive = guarded(async (file) => { await ready; await open(await file); });
+// Together, so that a picture that can't be had before all is ready is heard of, and no stray error.
+const receive = guarded(async (file) => { await open((await Promise.all([file, ready]))[0]); });
 let opening = Promise.resolve(); // until the newest picture is there, or has failed
 listenForPictures((file) => { opening = receive(file); });
 byId("brighter").addEventListener("click", (event) => {

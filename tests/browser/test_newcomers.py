@@ -190,8 +190,14 @@ def test_settings_are_aligned(opened: Opened, width: int) -> None:
     shoot(page, f"settings-{width}")
 
 
-def test_a_picture_that_the_browser_does_not_give_out(opened: Opened) -> None:
-    page = opened()
+@pytest.mark.parametrize("early", [False, True], ids=["ready", "before the page is ready"])
+def test_a_picture_that_the_browser_does_not_give_out(opened: Opened, *, early: bool) -> None:
+    page, held = opened(), []
+    page.locator("#model option").first.wait_for(state="attached")
+    if early:
+        page.route("**/models", lambda route: held.append(route))
+        with page.expect_request("**/models"):
+            page.reload()
     transfer = page.evaluate_handle(
         """() => {
           const transfer = new DataTransfer();
@@ -201,6 +207,8 @@ def test_a_picture_that_the_browser_does_not_give_out(opened: Opened) -> None:
     )
     page.dispatch_event("body", "drop", {"dataTransfer": transfer})
     expect(page.get_by_role("alert")).to_contain_text("Save the picture first, or copy and paste it.")
+    for route in held:
+        route.continue_()
     expect(page.locator("#start")).to_be_visible()
 
 
