@@ -61,8 +61,8 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON
 WORKDIR /srv
 USER 10001:10001
 EXPOSE 8000
-# As soon as it takes requests: after seconds, but of a large model on few cores after minutes. Not by the proxy that Docker's own
-# settings may name in each container.
+# As soon as it takes requests: after seconds, but of a large model on few cores after minutes. Not by the proxy that
+# Docker's own settings may name in each container.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=600s --retries=3 \
     CMD ["python", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/readyz', timeout=2)"]
 # The server drains at SIGTERM, for SEGLENS_DRAIN_TIMEOUT and seven seconds more: stop it with a grace of 35 s.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from app.engine import worker as worker_module
 from app.engine.device import Outcome, Ran, Segmentation, find_device
 from app.engine.graphs import Graphs
 from app.engine.staging import Image
@@ -94,8 +95,11 @@ def test_each_kind_of_device_has_its_way_to_be_kept_busy(kind: str, slots: int, 
     assert (worker.slots, worker.best_batch_size) == (slots, images)
 
 
-def test_on_a_cpu_no_batch_needs_to_travel() -> None:
-    assert not Worker("cpu", 0).stages_ahead
+@pytest.mark.parametrize(("kind", "travels"), [("cpu", False), ("cuda", True)])
+def test_on_a_cpu_no_batch_needs_to_travel(monkeypatch: pytest.MonkeyPatch, kind: str, *, travels: bool) -> None:
+    monkeypatch.setattr(worker_module, "find_device", torch.device)
+    monkeypatch.setattr(worker_module, "Staging", lambda device: None)  # whose stream needs a real one
+    assert Worker(kind, 0).stages_ahead == travels
 
 
 # --- memory, failure

@@ -48,6 +48,16 @@ def test_blockwise_matches_reference(
     assert (confidence.int() - wanted_confidence.int()).abs().max() <= 1
 
 
+def test_without_torchscript_the_result_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, and on a Python for which torch has none."""
+    monkeypatch.setitem(upsample.BLOCK_ELEMENTS, "cpu", 5000)
+    logits = 3 * torch.randn(5, 12, 16)
+    fast = upsample_argmax(logits, (45, 60), (90, 121), align_corners=False)
+    monkeypatch.setattr(upsample, "_decide_rows_scripted", upsample._decide_rows)
+    plain = upsample_argmax(logits, (45, 60), (90, 121), align_corners=False)
+    assert all(torch.equal(one, other) for one, other in zip(fast, plain, strict=True))
+
+
 @pytest.mark.parametrize(("align_corners", "switch"), [(True, 6), (False, 6)])
 def test_class_border_lies_where_the_ramp_crosses(align_corners: bool, switch: int) -> None:
     # Class 0 falls from 1 to 0 over two columns, class 1 is level at 0.45: they cross at 55 % of the way.
