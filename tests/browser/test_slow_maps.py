@@ -105,6 +105,7 @@ def test_a_connection_that_comes_back(opened: Opened) -> None:
     click(page.locator("#mask-stage .panel"), 0.31, 0.71)
     expect(page.locator("#problem")).to_contain_text("No connection")
     page.context.set_offline(False)
+    page.wait_for_function("navigator.onLine")  # the browser itself takes a moment to hear of it
     click(page.locator("#mask-stage .panel"), 0.52, 0.71)
     wait_for_cell(page.locator(HEAT), 21, 20)
     expect(page.locator("#problem")).to_be_hidden()
