@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+CPUINFO = Path("/proc/cpuinfo")
 RESULTS = ":!benchmarks/results"  # for git: all but these
 
 
@@ -43,6 +44,8 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Name and, where the system tells them, family and model: processors of one name differ by a factor of two."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    generation = [f"{part.removeprefix('cpu ')} {told[part]}" for part in ("cpu family", "model") if part in told]
+    return ", ".join([told.get("model name", platform.machine()), *generation])
