@@ -188,7 +188,7 @@ export async function patiently(panel, work) {
   }
 }
 
-/** Runs `work` on the newest of what it is given, one at a time: what comes meanwhile replaces what waits. */
+/** Runs `work` on the newest of what it is given, one at a time: what comes meanwhile replaces what waits or fails. */
 export function newestOnly(work) {
   let waiting = null;
   let busy = false;
@@ -200,7 +200,9 @@ export function newestOnly(work) {
       while (waiting) {
         const next = waiting.value;
         waiting = null;
-        await work(next);
+        await work(next).catch((error) => {
+          if (!waiting || error.name === "AbortError") throw error;
+        });
       }
     } finally {
       busy = false;

@@ -111,9 +111,11 @@ export class Panel {
     target.setAttribute("aria-roledescription", "picture to point at");
     target.setAttribute("aria-describedby", "how-to-point");
     let dragging = false;
+    let pressed = false; // the click that follows has been answered
     target.addEventListener("pointerdown", (event) => {
       // A finger on the picture may want to scroll the page: it drags only by the ring, and taps anywhere.
-      if (event.button !== 0 || (event.pointerType !== "mouse" && event.target !== this.ring)) return;
+      pressed = event.button === 0 && (event.pointerType === "mouse" || event.target === this.ring);
+      if (!pressed) return;
       event.preventDefault();
       target.focus({ preventScroll: true });
       target.setPointerCapture(event.pointerId);
@@ -122,7 +124,10 @@ export class Panel {
     });
     target.addEventListener("pointermove", (event) => dragging && this.onPoint(this.#pixel(event)));
     for (const name of ["pointerup", "pointercancel"]) target.addEventListener(name, () => { dragging = false; });
-    target.addEventListener("click", (event) => event.detail > 0 && this.onPoint(this.#pixel(event)));
+    target.addEventListener("click", (event) => {
+      if (event.detail > 0 && !pressed) this.onPoint(this.#pixel(event));
+      pressed = false;
+    });
     target.addEventListener("keydown", (event) => this.#onKey(event));
   }
 

@@ -84,6 +84,20 @@ def test_the_point_moves_at_once(opened: Opened) -> None:
     wait_for_cell(page.locator(HEAT), 15, 30)
 
 
+def test_a_point_chosen_while_the_one_before_fails_is_shown(opened: Opened) -> None:
+    page = opened(f"#model={NON_LOCAL}", refusals=1)
+    choose(page)
+    held = Held(page, "nl")
+    panel = page.locator("#mask-stage .panel")
+    click(panel, 0.25, 0.75)
+    expect(page.locator("#heat-stage .wait")).to_have_text(WAIT)
+    click(panel, 0.75, 0.52)  # while the first is awaited
+    held.is_open = True
+    held.routes.pop().abort()
+    wait_for_cell(page.locator(HEAT), 15, 30)
+    expect(page.locator("#problem")).to_be_hidden()
+
+
 def test_another_model_waits_for_no_slow_map(opened: Opened) -> None:
     page = opened(f"#model={NON_LOCAL}")
     choose(page)
