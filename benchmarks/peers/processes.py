@@ -76,15 +76,18 @@ class Processes:
             ServerFailed: with the end of its log
         """
         give_up = time.monotonic() + START_TIMEOUT
-        while self._process.poll() is None and time.monotonic() < give_up:
+        failure = ""
+        while (ended := self._process.poll()) is None and time.monotonic() < give_up:
             try:
                 works()
             except OSError as exc:
-                failure = exc
+                failure = f"not up after {START_TIMEOUT:g} s: {exc}"
                 time.sleep(0.1)
             else:
                 return
-        raise ServerFailed(f"not up after {START_TIMEOUT:g} s: {failure}\n{self._log.read_text()[-2000:]}")
+        if ended is not None:
+            failure = f"ended with {ended}"
+        raise ServerFailed(f"{failure}\n{self._log.read_text()[-2000:]}")
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):

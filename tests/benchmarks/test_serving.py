@@ -287,3 +287,14 @@ def test_a_server_waits_for_the_port_of_the_one_before(monkeypatch: pytest.Monke
         with pytest.raises(ServerFailed, match=f"port {port} is still taken"):
             wait_until_free(port)
     wait_until_free(port)
+
+
+def test_a_server_that_ends_at_once_says_so(tmp_path: Path) -> None:
+    def refused() -> None:
+        raise ConnectionRefusedError
+
+    ends = "print('no such module'); raise SystemExit(3)"
+    server = processes.Processes([sys.executable, "-c", ends], {}, tmp_path / "log")
+    with pytest.raises(ServerFailed, match="ended with 3\nno such module"):
+        server.wait_until(refused)
+    server.stop()
