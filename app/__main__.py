@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-# How often a thread looks again before it sleeps until the others of its pass have come as far; OpenMP takes it as
-# torch is imported. By itself it looks 300,000 times, and where something else has the core that the others want, it is
-# in their way for as long, at each of a pass's operators.
+# How often a thread polls before it sleeps, when it waits at an operator's end for the other threads of its pass. The
+# default is 300,000 times: if other work holds a core that these threads need, polling keeps them off the remaining
+# ones for as long, at each operator. OpenMP reads the variable when torch is imported, so it is set before that.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 

@@ -18,22 +18,26 @@ TOO_LARGE = (
 
 
 class Connection(HttpToolsProtocol):
-    """Ends if no whole head of a request comes in the time that idle connections have, or in so many bytes.
+    """uvicorn's connection with three limits and one repair.
 
-    It is cut off if as much time passes in which the client takes nothing of its answer. uvicorn alone would wait for
-    either for ever, and keep all that comes or goes. Of a request that asks for another protocol, as Java's client and
-    `curl --http2` do of each, it would lose the body.
+    * It ends if the head of the next request is not complete within the time that idle connections have.
+    * It is refused if a head has more than `MAX_HEAD_BYTES`.
+    * It is cut off if the client takes nothing of its answer for as long as idle connections may last.
+    * A request that asks for another protocol (`Upgrade`, as Java's client and `curl --http2` do) keeps its body.
+
+    uvicorn alone would wait for ever in the first and third case, keep all that comes in the second, and lose the body
+    in the last.
     """
 
     _in_head = False
-    # Since a head was whole, or some of a body came: a head's, or of what chunks bring beside the body.
+    # Bytes that were neither body nor made a head complete: of a head so far, or of chunks' headers and trailers.
     _head_bytes = 0
-    _advanced = False  # whether either was in what was last received
-    _read = 0  # how much of what it was given the parser has read
+    _advanced = False  # whether the last bytes received made a head complete, or had some of a body
+    _read = 0  # how many of the bytes it was given the parser has read
     _timeout: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None
     _look: asyncio.TimerHandle
-    _untaken: int | None = None  # bytes of an answer, at the last look, if none were to be added before the next
+    _untaken: int | None = None  # bytes not yet sent at the last look, if none can be added before the next look
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -112,7 +116,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _wait_for_request(self) -> None:
-        """Once: who sends a byte now and then has no longer than who sends none."""
+        """Start the timer unless it runs: a client that sends a byte now and then gets no more time by it."""
         if self._timeout is None:
             self._timeout = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
@@ -125,9 +129,10 @@ class Connection(HttpToolsProtocol):
         self._look = self.loop.call_later(self.timeout_keep_alive, self._cut_off_if_stuck)
 
     def _cut_off_if_stuck(self) -> None:
-        """Compare what is left of an answer with the last look; nothing is added while writing is paused, or it closes.
+        """Abort the connection if nothing of an answer has been taken since the last look.
 
-        One that is read slowly goes on: `resume_writing` alone would come only when almost all of it has gone.
+        Looks compare only while writing is paused or the connection closes, when nothing is added to what is left. A
+        client that reads slowly is not cut off; `resume_writing` would tell of it only when almost all has gone.
         """
         left = self.transport.get_write_buffer_size()
         if self._untaken is not None and left >= self._untaken:

@@ -59,7 +59,10 @@ class ServiceError(Exception):
         self.retry_after = retry_after
 
     def because(self, cause: BaseException) -> Self:
-        """Itself, with a cause whose traceback is text, for the log: frames hold tensors, and what holds the error."""
+        """Set the error's cause, its traceback turned into text for the log; returns the error.
+
+        A real traceback would keep the frames alive, and with them tensors and the error itself.
+        """
         cause.add_note("".join(traceback.format_exception(cause)).rstrip())
         cause.__traceback__ = cause.__context__ = cause.__cause__ = None
         self.__cause__ = cause

@@ -36,8 +36,8 @@ from app.settings import Settings, SettingsError
 from app.traces import Spans, open_spans
 from models import ModelError, ModelSpec, list_models
 
-SWEEP_INTERVAL = 30.0  # seconds: passes after each have the system map the pages anew that it gave back
-CODECS = 8  # threads: more than one event loop keeps busy, and each keeps up to 64 MiB of what it has freed
+SWEEP_INTERVAL = 30.0  # seconds; no shorter, since passes after a sweep have to map again the pages it gave back
+CODECS = 8  # threads at most: one event loop keeps no more busy, and each keeps up to 64 MiB of what it has freed
 MAX_DERIVED_BYTES = 128 << 20  # the matrices of both steps of criss-cross attention at 128x256 cells
 MAX_SLOW_MAPS = 8  # that take seconds each, one after another
 DESCRIPTION = "Semantic segmentation with CCNet, ANN and Non-local: masks, attention maps and per-module latency."

@@ -19,14 +19,14 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Of a connection without requests, or with half of one's head. Who closes first can lose one that is on its way, so it
-# shall be the client or the proxy: they wait up to a minute, most of them.
+# Seconds that a connection without requests, or with half a request's head, is kept. If the server closes it, a request
+# on its way is lost, so the client or the proxy should be first: most of them wait for up to a minute.
 IDLE_TIMEOUT = 75
 # Once the engine has answered everyone, all that is left is to send these answers.
 SENDING_TIMEOUT = 5
-# Whom the last answers set free come again at once: they shall be refused in words, not find the port closing on them.
+# Clients may send their next request right after their last answer: they get a 503 then, not a connection reset.
 STILL_LISTENING = 0.2
-# Number of the port's second file at most: above those of as many connections. The kernel's table of files is as long.
+# Highest file descriptor for the port's copy: above those of the connections. The kernel's table is as long as this.
 HIGHEST_FILE = 1 << 16
 
 
@@ -55,8 +55,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen so that, if the process is killed, its port is closed before its connections break.
 
-        Linux closes a killed process's files from the highest number down. The port has a low one, and would go last:
-        who lost a request and came again at once would be let in once more, and lose another.
+        Linux closes a killed process's files from the highest number down. The port has a low one and would go last: a
+        client that lost its request and came again at once would be let in, and lose another request. So the port is
+        kept open by a copy with a high number too.
         """
         try:
             await super().startup(sockets)

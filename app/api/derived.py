@@ -15,7 +15,7 @@ Value = TypeVar("Value", bound=Sized)
 
 @dataclass
 class _Place:
-    """Of one value, which whoever comes first makes while the others wait."""
+    """Where one value will be: the first thread that asks makes it while the others wait."""
 
     value: Sized | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -26,9 +26,9 @@ class _Place:
 
 
 class Derived:
-    """The most recently used, bounded by bytes. Used from any thread.
+    """The most recently used values, bounded by bytes. Used from any thread.
 
-    Those being made count only once they are there: of different ones, as many as there are threads that ask.
+    A value counts only once it is made, so the bound can be exceeded by one value for each thread that makes one.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -81,7 +81,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def to_problem(error: ServiceError, request_id: str) -> Problem:
-    """What is said of an error. What it was caused by is for the log alone, if the server is to blame."""
+    """The body that answers an error. If the server is to blame, the error's cause goes to the log, and only there."""
     status = next(STATUS[kind] for kind in type(error).mro() if kind in STATUS)
     if status >= 500 and error.__cause__ is not None:
         log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__)

@@ -13,20 +13,22 @@ import torch
 
 Value = TypeVar("Value")
 
-LULL = 0.02  # seconds without a pass beside another, until one may be taken for alone
+LULL = 0.02  # seconds since two passes last ran at once, after which a single one counts as alone
 
 
 class Cores:
     """Shares cores among the passes that run at once.
 
-    Two passes on a core each never wait for one another; on two cores each they would, at every operator. But a pass
-    that is alone would leave a core idle. It runs on a thread that is kept for that: each thread that computes on
-    several cores has helpers of its own, and OpenMP sends them to sleep between any two operators as soon as all such
-    threads and helpers together are more than there are cores. Under load two passes may end in the same moment, and
-    the next is not alone for long: so passes count as side by side for a while after two were.
+    Passes side by side get one share of the cores each and never wait for one another; on all cores each, they would
+    wait at every operator. They run on the calling threads, as many as there may be passes. Each such thread has a heap
+    of its own, and what the pass before left there is still in the cache.
 
-    Passes side by side run where they are called, on as many threads as there may be passes: a thread takes its memory
-    from a heap of its own, and what the pass before left there is still in the cache.
+    A pass that is alone gets all cores, and always runs on the same thread, kept for this. Every thread that computes
+    on several cores has OpenMP helpers of its own; as soon as all these threads and helpers are more than the cores,
+    OpenMP sends them to sleep between any two operators.
+
+    Under load two passes may end in the same moment, and the next is not alone for long. So a pass counts as side by
+    side until `LULL` has gone by since two last ran at once.
     """
 
     def __init__(self, threads: int, slots: int, enter: Callable[[], None]) -> None:
@@ -39,7 +41,7 @@ class Cores:
         self.all = threads or torch.get_num_threads()
         self.share = max(1, self.all // slots)
         self._part = 1 / slots
-        # Of a single core a pass that is alone has the whole, though it has no more threads than beside others.
+        # With fewer cores than slots a pass that is alone has the whole CPU, though no more threads than beside others.
         self._whole = 1.0 if self.all > self.share or available() < slots else self._part
         self._alone = ThreadPoolExecutor(1, "alone", initializer=enter)
         self._running = 0
@@ -47,10 +49,10 @@ class Cores:
         self._lock = threading.Lock()
 
     def run(self, function: Callable[[], Value], *, beside: bool = False) -> tuple[Value, float]:
-        """Call a function, on the thread for those that are alone if it is; what it raises is raised.
+        """Call a function, on the thread kept for lone passes if no other runs; what it raises is raised.
 
         Args:
-            beside: as if others ran beside it
+            beside: run it as if others ran beside it
 
         Returns:
             what the function returns, and the share of the CPU that it had

@@ -57,7 +57,7 @@ class Costs:
         self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
 
     def typical(self, model: str) -> Lane:
-        """The lane of an image whose size is not known yet: the last one, if such are all there are, or a mean one."""
+        """A lane for images whose size is not known yet: the last one, if all have that size, else one of mean size."""
         pixels = self._image_pixels.get(model, 1.0)
         last = self._last.get(model)
         if last is not None and abs(last.pixels - pixels) < 0.01 * pixels:

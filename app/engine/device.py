@@ -96,7 +96,7 @@ class Device(Protocol):
 
     @property
     def stages_ahead(self) -> bool:
-        """Whether a thread of its own stages the next batch; where that has nowhere to go, it would cost more."""
+        """Whether a thread of its own stages the next batch. It costs more than it saves where nothing is copied."""
 
     def enter(self) -> None:
         """Prepare the calling thread, which may then call the rest."""

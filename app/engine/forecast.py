@@ -11,7 +11,7 @@ from app.engine.limits import Limits
 
 
 class Forecast:
-    """Costs are seconds of the whole device: of what runs, each has an equal part."""
+    """Costs are seconds of the whole device, of which the batches that run have equal parts."""
 
     def __init__(self, costs: Costs, limits: Limits) -> None:
         self._costs = costs

@@ -17,15 +17,15 @@ from models import Output, Segmentor
 
 log = logging.getLogger(__name__)
 
-MOST = 32  # graphs at once; each keeps what it takes and puts out, some MB an image, and all share the rest
+MOST = 32  # graphs at once; each keeps its own input and output, some MB an image, and all share the memory between
 
 
 @cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one that all graphs are captured on.
+    """The one stream that all graphs are captured on.
 
-    Torch has 32 streams and gives them out by turns. A new one each time, as models come and go, would one day be one
-    that images travel on, and their copy would become part of a graph.
+    Torch has 32 streams and gives them out by turns. With a new one for each capture, as models come and go, it would
+    one day be the stream that images are copied on, and their copy would become part of a graph.
     """
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
@@ -33,10 +33,10 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 @contextmanager
 def _ended(pool: torch.cuda._POOL_HANDLE) -> Iterator[None]:
-    """A capture that, if it fails, is over for torch's allocator too.
+    """Around a capture: if it fails, tell torch's allocator that it is over.
 
-    Torch leaves that out where CUDA finds that what was captured is no graph. As long as it takes a capture to be under
-    way it keeps all memory that two streams have used, as that of each batch that was staged.
+    Torch itself does not, where CUDA rejects what was captured. The allocator would believe that the capture goes on,
+    and free no memory that two streams have used, such as that of each staged batch.
     """
     try:
         yield
@@ -71,7 +71,7 @@ class CudaGraph:
         with torch.cuda.stream(stream):
             with timer.recorded():
                 segmentor(self._input)  # so that libraries are ready, on this thread as well
-            # Other threads stage batches and load models meanwhile: what they may do is none of this one's business.
+            # "thread_local": other threads stage batches and load models meanwhile, and must not spoil the capture.
             capturing = torch.cuda.graph(self._graph, self._pool, stream, capture_error_mode="thread_local")
             with _ended(self._pool), timer.recorded() as self._spans, capturing:
                 self._output: Output = segmentor(self._input)

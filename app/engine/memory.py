@@ -22,9 +22,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGER_THAN_ANY_BLOCK, MOST_OF_OLD = 1 << 30, 1 << 25  # bytes; the second is all that glibc before 2.35 takes
 ALIGNMENT = 64  # bytes, of a cache line: where kept arrays begin
 MOST_TENSORS = 3  # of a trace
-# Objects more than before at which the new ones are looked at, for some milliseconds; all are, after 200 times.
+# Of `gc`: when there are 2000 new objects it looks at these, for some milliseconds; every 200th time at all there are.
 YOUNG_AND_OLD = 2000, 1, 100
-LARGER_THAN_A_HEAP = 1 << 28  # that of a thread has up to 64 MiB; when it is full there comes another
+LARGER_THAN_A_HEAP = 1 << 28  # a thread's heap has up to 64 MiB; when it is full, the thread gets another
 
 
 def outlive(result: Segmentation) -> Segmentation:
@@ -66,11 +66,11 @@ def give_back() -> None:
 
 
 def settle() -> None:
-    """Take all there is for lasting: frozen, it no longer holds up each collection of garbage.
+    """Freeze all objects there are, so that no collection of garbage looks at them again, and make collections rare.
 
-    From then on garbage is looked for rarely. Requests leave next to none that references don't free (tests see to
-    pictures), but the objects of those that wait made Python look at all there is once a second, for a tenth of one
-    with five thousand results.
+    Rare ones are enough: nearly all that requests leave is freed by reference counts (tests see to pictures). With
+    Python's own thresholds the objects of waiting requests led to a full collection once a second, which took a tenth
+    of a second with five thousand results.
     """
     gc.collect()
     gc.freeze()
@@ -79,7 +79,7 @@ def settle() -> None:
 
 
 def clear() -> None:
-    """Give back what something large has left behind that was taken for lasting: a network's hooks are a cycle."""
+    """Free something large that `settle` had frozen: a network with its hooks is a cycle, which only `gc` frees."""
     gc.unfreeze()
     settle()
 

@@ -49,11 +49,12 @@ class Places:
         self.nbytes -= job.nbytes
 
     def lacks(self, job: Job[Any], kept: Room, spare: float, few: int) -> Iterator[Lack]:
-        """
+        """What a job lacks to be let in: places for its passes, or bytes.
+
         Args:
-            kept: for others
+            kept: room that is kept for others
             spare: share of all room that is left free as well
-            few: passes beside which it is let in however many it needs
+            few: if no more passes than this are here, the job is let in however many it needs
         """
         if kept.passes or (self.passes > few and job.passes > job.granted):
             yield from _lack("images", self.passes + job.passes + kept.passes, self._max_passes, spare, 1.0)

@@ -28,8 +28,8 @@ class Promise:
         due: when it was last told to come back
         passes: that its image was thought to need
         called: its turn has come
-        returned: it came when told; in vain, or it is not in yet
-        until: how long it may be on its way in
+        returned: the caller has come back when told, and was refused again or is still sending its body
+        until: when its body must have come at the latest
     """
 
     caller: str
@@ -72,11 +72,11 @@ class Promises:
     def __init__(self) -> None:
         self._line: list[Promise] = []  # by the time they are due
         self._of_caller: dict[str, Promise] = {}
-        self._came: list[float] = []  # when those were due who came
+        self._came: list[float] = []  # the due times of those who came back and are not yet counted
         self._tally = _tally(())  # of the line
         self._kept = 0.0
         self._ended = 0.0
-        self.looked = 0.0  # when it was last seen whose turn had come
+        self.looked = 0.0  # when the scheduler last looked whose turn had come
         self._lateness = Surprise(mean=0.5, deviation=0.25)  # as `Retry-After` makes it
         self._ratios: list[float] = []
 
@@ -137,7 +137,7 @@ class Promises:
         return held.due - now
 
     def expect(self, caller: str, until: float, now: float) -> None:
-        """A caller was let past the door: while its body comes, until then at the latest, its place is its own."""
+        """A caller was let past the door: its place is kept while its body comes, but not beyond `until`."""
         promise = self._of_caller.get(caller)
         if promise is not None:
             if not promise.called:
@@ -169,7 +169,7 @@ class Promises:
         return next((promise for promise in self._line if not promise.called), None)
 
     def turn(self, promise: Promise, now: float) -> float:
-        """When its turn would have come, if it has by now: when it was due, unless it had not when that was seen."""
+        """When a promise's turn came, if it has come: at its due time, if that was after the last look; else now."""
         return promise.due if self.looked < promise.due <= now else now
 
     def call(self, promise: Promise, now: float) -> None:

@@ -78,7 +78,7 @@ class Residents:
         """Load what was planned, in that order.
 
         Raises:
-            LoadFailed: the first of them; without any other there is something to serve still
+            LoadFailed: the first of them, without which the server does not start; other failures are only noted
         """
         planned = [model for model in self.models if model.loads]
         for index, model in enumerate(planned):
@@ -140,7 +140,10 @@ class Residents:
             await self.free(replaced)
 
     async def withdraw(self, name: str) -> Loaded | None:
-        """Let a model take no more requests. What has served it is returned, if anything has, and is still there.
+        """Let a model take no more requests.
+
+        Returns:
+            the loading that has served it, which is still on the device; None if there is none
 
         Raises:
             UnknownModel

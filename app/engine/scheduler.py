@@ -36,8 +36,8 @@ class Policy:
 class Scheduler(Generic[Payload]):
     """Lanes of jobs, each first in, first out, in front of a device."""
 
-    SPARE = 1 / 8  # of all room is left to those who were promised a place: they come in no even stream
-    CAUTION = 1 / 8  # of what a deadline leaves for waiting is left for what no prediction has seen: others' work
+    SPARE = 1 / 8  # share of all room kept free beyond the promised places, as callers come back unevenly
+    CAUTION = 1 / 8  # share of the time to wait kept as a margin, for other work that no prediction knows of
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -233,7 +233,7 @@ class Scheduler(Generic[Payload]):
     def _refusals(self, job: Job[Any], kept_free: tuple[Room, float], now: float) -> Iterator[Overloaded]:
         ahead, spare = kept_free
         each = self._seconds_each(job.model)
-        # Who needs nearly all places would else find them free never: the device is kept busy meanwhile.
+        # A job that needs nearly all places would never find them free. It is let in beside few, which are enough work.
         few = self._enough if self._promises.is_due(job.caller, now) else 0
         for lack in self._places.lacks(job, ahead, spare, few):
             others = " or are promised a place" if ahead.passes else ""

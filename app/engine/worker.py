@@ -34,9 +34,9 @@ Value = TypeVar("Value")
 
 STAGES = ("preprocess", "forward", "postprocess")
 BFLOAT16 = (8, 0)  # compute capability from which on a GPU multiplies it
-WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: unless the settings say otherwise none is larger
-# Torch has no type of its own for a full host, TorchScript none at all; nor is there one for what is not of torch's own
-# allocator on CUDA: a library's handle, code that is loaded, what a kernel spills.
+WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: by default no batch is larger
+# Words that tell a full memory in errors without a type of their own: torch's on a CPU, all of TorchScript's, and on
+# CUDA those from outside torch's allocator (a library's handle, code that is loaded, registers that spill).
 MEMORY_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED"
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
@@ -181,7 +181,7 @@ class Worker:
         }
 
     def _warm_up_batches(self, pixels: int) -> list[int]:
-        """How many images of so many pixels to warm up with, the largest first: others fit in its graph's memory."""
+        """Sizes of the batches to warm up with, the largest first, whose graph's memory the smaller ones share."""
         largest = max(1, min(self.best_batch_size, WARM_UP_PIXELS // pixels))
         return [largest >> halvings for halvings in range(largest.bit_length())]
 
