@@ -128,11 +128,11 @@ def by_scale(anchors: Tensor, scales: tuple[int, ...]) -> dict[int, Tensor]:
 
 
 def anchor_shares(cells: Tensor, scales: tuple[int, ...], level: int | None = None) -> Tensor:
-    """How much of what pools averages into each anchor is of these cells, weighted so: [S] float64.
+    """The share of each anchor that comes from the given cells: their weights, pooled as keys are, [S] float64.
 
     Args:
-        cells: [H, W] float64
-        level: of this scale's anchors alone, 0 of the others
+        cells: weights of the cells, [H, W] float64
+        level: for anchors of this scale alone; those of others get 0
     """
     height, width = cells.shape
     shares = [

@@ -74,7 +74,7 @@ class FusedConv(nn.Module):
             dtype: of the weights and the products
             size: of its usual input; others work too
             out_dtype: of the result, if another than `dtype`
-            threads: that it is computed on beside other passes, and alone; the calling thread is set to these
+            threads: how many compute it beside other passes, and alone; sets torch's number on the calling thread
         """
         super().__init__()
         self.out_channels = conv.out_channels
@@ -115,9 +115,10 @@ class FusedConv(nn.Module):
         return out if self.activation is None else self.activation(out)
 
     def _lay_out(self, weight: Tensor, size: torch.Size, threads: int) -> Tensor:
-        """The weights as oneDNN wants them for the usual input and for flatter ones, if that is the same.
+        """The weights in oneDNN's layout for the usual input, if flatter inputs have the same; else as they are.
 
-        Else as they are: laid out for another input they are laid out anew in each pass, slowly; from no layout, fast.
+        oneDNN has to lay out weights anew in each pass if they come in a layout for another input, which is slow. From
+        weights without a layout it is fast.
         """
         count, channels, height, width = size
         torch.set_num_threads(threads)
@@ -132,7 +133,7 @@ class FusedConv(nn.Module):
 
 
 def alone(module: nn.Module) -> nn.Module | None:
-    """The same module with weights for passes that are alone, all others shared; None if they are no others."""
+    """A copy with the weights for passes that are alone, which shares all else; None if they are the same weights."""
     fused = [part for part in module.modules() if isinstance(part, FusedConv)]
     if all(conv.weight is conv.weight_alone for conv in fused):
         return None
@@ -169,9 +170,9 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool, thr
         return made[module]
 
     before = torch.get_num_threads()
-    # On a thread that ends, and its helpers with it: OpenMP counts those of all threads that ever computed on several
-    # cores, and as soon as they are more than the cores it sends each to sleep after every operator.
-    # When a thread first computes, torch sets it to what was last asked for on any thread: let that be over.
+    # On a thread of its own, which ends and takes its OpenMP helpers with it. OpenMP counts the helpers of all threads
+    # that have computed on several cores; once they are more than the cores, all sleep after every operator.
+    # The initializer: as a thread first computes, torch sets its number to the last that any thread asked for.
     with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as brief:
         try:
             brief.submit(_replace, segmentor, "", fused).result()

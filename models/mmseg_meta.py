@@ -14,7 +14,7 @@ from models.errors import CheckpointError
 
 Values = Mapping[str, object]
 
-# What a network of ours has of all that a configuration may give and shapes don't tell, and that is no option.
+# What our networks are fixed to, where a configuration may say otherwise and the tensors' shapes would not show it.
 BACKBONE: Values = {
     "strides": [1, 2, 1, 1],
     "dilations": [1, 1, 2, 4],
@@ -37,13 +37,13 @@ HEAD: Values = {
     "pooling_type": "att",
     "fusion_types": ["channel_add"],
 }
-# What a configuration that leaves it out means by that; of heads, mmsegmentation's defaults are ours.
+# mmsegmentation's defaults for a ResNet whose configuration leaves these out. For heads its defaults are ours.
 RESNETS = ("ResNet", "ResNetV1c", "ResNetV1d")
 RESNET_DEFAULTS: Values = {"strides": [1, 2, 2, 2], "dilations": [1, 1, 1, 1], "contract_dilation": False}
 
 
 def of_meta(meta: Values) -> Card:
-    """What is not of the right form is not said: people write into `meta` what they like."""
+    """What `meta` says, without values of the wrong form: people write into it what they like."""
     data_set = _mapping(meta.get("dataset_meta"))
     config = _assignments(meta.get("config", meta.get("cfg")))
     model = _mapping(config.get("model"))

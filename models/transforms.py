@@ -22,8 +22,8 @@ class Preprocessing:
         mean, std: per RGB channel, of values 0 to 255
         bgr: the network takes blue first, as the papers' own code has it; mean and std are in RGB all the same
         antialias: smooth where an image shrinks; else bilinear as OpenCV does it, to the last bit
-        multiple: of which each side of the input is one; the network's stride, where it was trained on such sizes
-            alone, since on others its maps cover a little more than the image
+        multiple: each side of the input is rounded to a multiple of this. It is the network's stride if it was trained
+            on such sizes alone, since at other sizes its maps cover a little more than the image; else 1
     """
 
     scale: tuple[int, int]
@@ -122,8 +122,8 @@ def _fixed_point_weights(old: int, new: int, *, whole_at_edges: bool = False) ->
     """Per new position: the two old ones it lies between, and their weights times 2048.
 
     Args:
-        whole_at_edges: beyond the outer ones, the outer one counts once; else twice, with both weights, which
-            only its rounding tells apart
+        whole_at_edges: a new position beyond the outermost old one takes that with its whole weight; else it takes it
+            twice, with both weights, which differs only in rounding
     """
     position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
     before = position.floor()

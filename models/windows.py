@@ -202,12 +202,15 @@ def place_windows(
 def _place(
     spans: Sequence[Span], cells: int, resize: Callable[[Tensor, int], Tensor], given: int, length: int
 ) -> dict[Span, Tensor]:
-    """Along one axis, by span of a view `length` long: [length, cells], how much of each cell is in each position.
+    """Along one axis of a view: for each span, the weight of each of its cells at each position, [length, cells].
 
-    The windows are a grid, so how many of them cover a position is so many rows of them times so many columns.
+    Weights are divided by the number of spans that cover the position. The windows are a grid, so the number that cover
+    a pixel is the product of both axes' numbers, and dividing along each axis averages them.
 
     Args:
-        given: length of what the network was given, the span and what it was padded with
+        cells: of the logits, along this axis
+        given: length of the network's input: the span and what it was padded with
+        length: of the view
     """
     count = torch.zeros(length, 1)
     for start, end in set(spans):

@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Queries and keys of a line at a time, and value channels at a time, for each of which the affinities are made anew. A
-# first choice by what fits into registers and shared memory of an H100; not measured yet.
+# Block sizes: queries and keys of a line, and value channels. Each block of value channels computes the affinities
+# again. A first choice, by what fits into the registers and shared memory of an H100; not measured yet.
 BLOCK_QUERIES, BLOCK_KEYS, BLOCK_VALUES = 64, 64, 256
 NUM_WARPS, NUM_STAGES = 8, 2
-# Queries and keys at a time in float32, which no tensor core takes: of more, most registers would be spilled to memory,
-# and the shared memory of many a GPU would not suffice.
+# Most queries and keys in a block of float32, which tensor cores don't multiply: with more, most registers would spill
+# to memory, and many GPUs have not enough shared memory.
 MOST_FLOAT32 = 32
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

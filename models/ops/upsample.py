@@ -28,22 +28,22 @@ BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
 # Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
 CHUNK_ELEMENTS = 1 << 22
-# New columns that are made at once: of a sixteenth of the old ones, say, where the product of all would be with zeros.
+# New columns that are made at once, from the few old ones they depend on: in a product of all, most factors are zeros.
 BAND_COLUMNS = 128
 # Elements of the largest matrix that is kept: 4 MiB of float32, as 8192 pixels made of 128 cells.
 KEPT_ELEMENTS = 1 << 20
-# Cells along an axis that two bilinear resizes make a pixel of, unless the first of them shrinks.
+# Cells along an axis that a pixel depends on after two bilinear resizes, unless the first of them shrinks.
 TAPS = 4
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis of a part becomes that of the whole.
+    """The linear map from the cells along one axis of a part ("old") to the positions of the whole ("new").
 
     Attributes:
-        matrix: [new, old] float32, zero off a band
-        start, end: per new position, the old ones that it is made of; where there are none, `end` is 0, and `start`
-            beyond all of them
+        matrix: [new, old] float32, zero except in a band
+        start, end: for each new position, the range of old cells that it depends on; if there are none, `end` is 0 and
+            `start` is beyond all of them
     """
 
     matrix: Tensor
@@ -186,10 +186,10 @@ class _Widened(NamedTuple):
     """Some rows of a patch, resized along their width alone."""
 
     values: Tensor  # [K, rows, right - left]
-    matrix: Tensor  # of the patch's rows
-    reach: list[tuple[int, int]]  # for each block of the whole's rows, those of the patch that it is made of
-    first: int  # of these rows, counted in the patch
-    left: int  # where the patch begins in the whole's width
+    matrix: Tensor  # the patch's `rows.matrix`
+    reach: list[tuple[int, int]]  # for each block of rows of the whole, the range of patch rows it depends on
+    first: int  # the first row of the patch that is in `values`
+    left: int  # the first column of the whole that the patch covers
 
 
 def _widen(patch: Patch, parts: list[tuple[int, int]]) -> _Widened:
