@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from app.engine.memory import ran_out
 from app.engine.timing import ModuleTimer
 from models import Output, Segmentor
 
@@ -153,14 +154,14 @@ class Graphs:
     def _captured(self, key: str, segmentor: Segmentor, timer: ModuleTimer, batch: Tensor) -> CudaGraph | None:
         try:
             return self._capture(segmentor, timer, batch, next(filter(None, self._shapes.values()), None))
-        except torch.OutOfMemoryError:
-            pass  # only past the handler does nothing hold on to what was captured of it
         except RuntimeError as exc:
-            log.warning("%s runs without CUDA graphs, which cannot be made of it: %s", key, exc)
-            self._without.add(key)
-            self._shapes.clear()  # torch may take no other capture into the memory that they share
-            return None
-        self._make_room()
+            full = ran_out(exc)
+            if not full:
+                log.warning("%s runs without CUDA graphs, which cannot be made of it: %s", key, exc)
+                self._without.add(key)
+                self._shapes.clear()  # torch may take no other capture into the memory that they share
+        if full:  # only past the handler does nothing hold on to what was captured of it
+            self._make_room()
         return None
 
     def _make_room(self) -> bool:

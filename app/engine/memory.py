@@ -1,4 +1,4 @@
-"""Memory for what outlives a forward pass."""
+"""Memory for what outlives a forward pass, and how its lack is told."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ MOST_TENSORS = 3  # of a trace
 # Of `gc`: when there are 2000 new objects it looks at these, for some milliseconds; every 200th time at all there are.
 YOUNG_AND_OLD = 2000, 1, 100
 LARGER_THAN_A_HEAP = 1 << 28  # a thread's heap has up to 64 MiB; when it is full, the thread gets another
+# Words that tell a full memory in errors without a type of their own: torch's on a CPU, all of TorchScript's, and on
+# CUDA those from outside torch's allocator (a library's handle, code that is loaded, a graph that is made, registers
+# that spill).
+MEMORY_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED"
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error is that memory, a device's or the host's, did not suffice."""
+    is_told = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_told or any(name in str(error) for name in MEMORY_IS_FULL)
 
 
 def outlive(result: Segmentation) -> Segmentation:

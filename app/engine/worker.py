@@ -17,7 +17,7 @@ from torch import Tensor
 from app.engine.cores import Cores, compute_on
 from app.engine.device import Outcome, Partial, Ran, Segmentation, find_device
 from app.engine.graphs import MOST, Graphs
-from app.engine.memory import clear, reuse_heap
+from app.engine.memory import clear, ran_out, reuse_heap
 from app.engine.staging import Image, Staged, Staging
 from app.engine.timing import ModuleTimer
 from app.engine.tuning import tune, tune_on_cuda
@@ -35,9 +35,6 @@ Value = TypeVar("Value")
 STAGES = ("preprocess", "forward", "postprocess")
 BFLOAT16 = (8, 0)  # compute capability from which on a GPU multiplies it
 WARM_UP_PIXELS = 4 << 20  # of the largest batch to warm up with: by default no batch is larger
-# Words that tell a full memory in errors without a type of their own: torch's on a CPU, all of TorchScript's, and on
-# CUDA those from outside torch's allocator (a library's handle, code that is loaded, registers that spill).
-MEMORY_IS_FULL = "DefaultCPUAllocator", "std::bad_alloc", "out of memory", "STATUS_ALLOC_FAILED"
 NICENESS = 5  # of the threads that compute, so that the event loop need not queue for a core behind them
 
 
@@ -211,13 +208,11 @@ class Worker:
         memory = OutOfMemory(f"{what} does not fit the memory of {self.device}")
         try:
             return function()
-        except (torch.OutOfMemoryError, MemoryError):
-            return memory
         except ModelError:
             raise
         # The one blind except of the program: whatever the model raised, the caller must hear of it.
         except Exception as exc:  # noqa: BLE001
-            if any(name in str(exc) for name in MEMORY_IS_FULL):
+            if ran_out(exc):
                 return memory
             self._check_device(exc)
             return InferenceFailed(failure).because(exc)

@@ -232,18 +232,29 @@ def test_after_a_failed_capture_graphs_begin_anew_in_memory_of_their_own(capture
     assert graph.beside is None
 
 
-def test_where_memory_runs_out_it_runs_without_and_fewer_are_kept(captures: Captures, run: Run) -> None:
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    # As where a graph is made of what was captured, or a library readies itself: no memory of torch's allocator.
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_where_memory_runs_out_it_runs_without_and_fewer_are_kept(
+    captures: Captures, run: Run, error: RuntimeError
+) -> None:
     graphs = Graphs(4, captures)
     for count in (1, 1, 2):
         run(graphs, count)
-    captures.error = torch.OutOfMemoryError("CUDA out of memory")
+    captures.error = error
     assert len(run(graphs, 2).logits) == 2
     assert captures.alive == 0
     captures.error = None
     for count in (1, 2, 3) * 2:
         run(graphs, count)
     assert len(captures.shapes) == 2, "only two are kept now"
-    captures.error = torch.OutOfMemoryError("CUDA out of memory")
+    captures.error = error
     for _ in range(20):
         assert len(run(graphs, 3).logits) == 3
     assert len(captures.shapes) == 4, "the fewer there may be, the sooner it is given up"
