@@ -135,6 +135,12 @@ class Graphs:
         with self._lock:
             return any(self._shapes.values()) and self._make_room()
 
+    @contextmanager
+    def no_capture(self) -> Iterator[None]:
+        """While none is made: as long as one is, torch's allocator gives back nothing of what it keeps for reuse."""
+        with self._lock:
+            yield
+
     def _find(self, key: str, segmentor: Segmentor, timer: ModuleTimer, batch: Tensor) -> CudaGraph | None:
         """The graph of a batch's shape, captured if it was seen before; None if it is to run as it is."""
         shape = (key, batch.shape)

@@ -134,8 +134,7 @@ class Worker:
         self._models.pop(key, None)
         self._graphs.forget(key)
         clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._give_back()
 
     def stage(self, images: Sequence[Image]) -> Staged:
         """Bring a batch to the device, while another may be running.
@@ -286,9 +285,14 @@ class Worker:
         """True if graphs were freed too, so that what has failed is worth another try."""
         made_room = self._graphs.make_room()
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._give_back()
         return made_room
+
+    def _give_back(self) -> None:
+        """Return what torch keeps of the device's memory for reuse."""
+        if self.device.type == "cuda":
+            with self._graphs.no_capture():
+                torch.cuda.empty_cache()
 
 
 def _traces(image: Image, output: Output, index: int) -> tuple[Trace, ...]:

@@ -279,6 +279,31 @@ def test_a_pass_that_needs_room_gets_that_of_the_graphs(captures: Captures, run:
     assert len(captures.shapes) == 1
 
 
+def test_memory_is_given_back_between_captures(recording: Callable[..., Any], run: Run) -> None:
+    """As when a model is replaced while its successor already serves, and gets its graphs."""
+    capturing, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> Any:
+        capturing.set()
+        assert may_end.wait(30)
+        ended.set()
+        return recording(*arguments)
+
+    graphs = Graphs(4, slowly)
+    run(graphs)
+
+    def give_back() -> bool:
+        with graphs.no_capture():
+            return ended.is_set()
+
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(run, graphs)
+        assert capturing.wait(30)
+        given_back = threads.submit(give_back)
+        may_end.set()
+        assert given_back.result(30)
+
+
 # --- on a GPU
 
 
