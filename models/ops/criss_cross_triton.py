@@ -72,7 +72,9 @@ def _attend(tensors: tuple[Tensor, ...], before: Tensor, logsumexp: Tensor, *, a
     )
 
 
-@triton.jit
+# Whether sixteen divides a map's sides is of no use here. Triton would compile for either, and the first request of
+# another size would wait for that.
+@triton.jit(do_not_specialize_on_alignment=["length", "sum_batch", "sum_line", "sum_position"])
 def _attend_along_lines(
     query, key, value, context, before, logsumexp,
     query_batch, query_channel, query_line, query_position,

@@ -38,7 +38,9 @@ def upsample_argmax_triton(
     return ids, confidence
 
 
-@triton.jit
+# Cells are read one by one, and pixels so written: whether sixteen divides a size or an address is of no use. Triton
+# would compile for either, and the first request of another size would wait for that.
+@triton.jit(do_not_specialize_on_alignment=["logits", "width", "class_stride", "row_stride", "column_stride"])
 def _decide(
     logits, row_index, row_weight, column_index, column_weight, ids, confidence,
     classes, width, class_stride, row_stride, column_stride,

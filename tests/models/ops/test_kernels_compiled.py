@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Resources:
 def test_both_kernels_compile_for_all_types(compiled: Resources) -> None:
     made = {(one["kernel"], one["capability"], one["type"]) for one in compiled}
     assert len(made) == 2 * 6
+
+
+def test_no_size_has_code_of_its_own(compiled: Resources) -> None:
+    """Which a request of that size would wait for."""
+    made = Counter((one["kernel"], one["capability"], one["type"]) for one in compiled)
+    passes = {"_attend_along_lines": 2, "_decide": 1}
+    assert made == {kind: passes[kind[0]] for kind in made}
 
 
 def test_shared_memory_suffices(compiled: Resources) -> None:
