@@ -146,8 +146,11 @@ def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype =
     """
     # Row by row: torch goes through the last axis, and three values at a time would take it seven times as long.
     width = images.shape[2]
-    mean = torch.tensor(preprocessing.mean, device=images.device).repeat(width)
-    std = torch.tensor(preprocessing.std, device=images.device).repeat(width)
+    # Else torch would wait, for each of them, until a GPU is done with all that it was given.
+    mean, std = (
+        torch.tensor(values).repeat(width).to(images.device, non_blocking=True)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     normalized = images.flatten(2).float().sub_(mean).div_(std).to(dtype).view(images.shape)
     return (normalized.flip(3) if preprocessing.bgr else normalized).permute(0, 3, 1, 2)
 
