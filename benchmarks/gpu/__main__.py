@@ -7,24 +7,28 @@ Triton's interpreter, to show that it works; those times mean nothing and are no
 Sections, after the bandwidth at which the GPU copies memory, which the roofline is made of:
 - operators: criss-cross attention on the papers' grids, 64 query and 512 value channels, in each type: the kernels,
   torch's form, mmcv's einsum form, and that form compiled by torch. `of roofline` is the least time in which query,
-  key, value and result can move, divided by the time taken. Times are of CUDA graphs, so that launches are in none;
-  error is the largest difference from float64.
+  key, value and result can move, divided by the time taken. Times are of CUDA graphs, launched before their turn comes,
+  and of inputs that are in no cache; error is the largest difference from float64.
 - models: images a second of whole networks, plain in float32 (whose convolutions are TF32, torch's default) and as the
-  service runs them in bfloat16, with and without its CUDA graphs, at each batch that fits; peak memory without.
+  service runs them in bfloat16, with and without its CUDA graphs, at each batch that fits; peak memory without. `graph`
+  is `none` where the service's could not be made, and it ran without.
 - attention: a ccnet_r50-d8 through the service's worker, queries and keys wanted and not wanted.
 - http: the service itself as a process, JPEG in and PNG out, for clients that send as soon as they are answered.
 - blocks: the kernels with other block sizes and warps, to choose those of `models.ops.criss_cross_triton` by, as
   many as there is time for.
 
-Last, which goals are met.
+Last, which goals are met. Of a section that fails what was measured until then is kept, the others follow, and the
+exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,16 +67,14 @@ def section(name: str, scope: Scope, bandwidth: float, deadline: float) -> Itera
         yield from blocks(scope, deadline)
 
 
-def show(title: str, rows: Iterator[Row]) -> list[Row]:
-    """Each as soon as it is there, since a call may be cut off."""
-    shown: list[Row] = []
+def show(title: str, rows: Iterator[Row], shown: list[Row]) -> None:
+    """Each as soon as it is there, since a call may be cut off, and a section may fail."""
     for row in rows:
         if not shown:
             print(f"\n{title}\n" + "".join(f"{name:>22}" for name in row))
         values = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
         print("".join(f"{value:>22}" for value in values), flush=True)
         shown.append(row)
-    return shown
 
 
 def main() -> None:
@@ -84,16 +86,25 @@ def main() -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     quick = arguments.quick or DEVICE.type == "cpu"
     found: dict[str, list[Row]] = {}
+    failed = []
     with torch.inference_mode():
         bandwidth = copy_bandwidth()
         print(f"{DEVICE}: copies {bandwidth / 1e9:.0f} GB/s, torch {torch.__version__}")
         for name, title in SECTIONS.items():
             if name in arguments.only:
-                found[name] = show(title, section(name, QUICK if quick else FULL, bandwidth, deadline))
-    found["goals"] = show("goals", goals({} if quick else found))
+                found[name] = []
+                try:
+                    show(title, section(name, QUICK if quick else FULL, bandwidth, deadline), found[name])
+                except Exception:  # noqa: BLE001 - a GPU is not to be had again for the others
+                    traceback.print_exc()
+                    failed.append(name)
+    judged = list(goals({} if quick else found))
+    show("goals", iter(judged), [])
     if not quick:
-        known = {"measured_on": describe(DEVICE), "copy_bytes_per_second": bandwidth}
-        RESULTS.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+        known = {"measured_on": describe(DEVICE), "copy_bytes_per_second": bandwidth, "failed": failed}
+        RESULTS.write_text(json.dumps({**known, **found, "goals": judged}, indent=2) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

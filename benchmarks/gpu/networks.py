@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from app.engine.graphs import MOST, Graphs
+from app.engine.graphs import MOST, CudaGraph, Graphs
 from app.engine.timing import ModuleTimer
 from app.engine.worker import Worker
 from benchmarks.gpu.measure import peak_of, seconds_of
@@ -53,11 +53,12 @@ def whole_models(scope: Scope, deadline: float) -> Iterator[Row]:
         for graph, size in itertools.product((False, True), scope.sizes):
             if graph:
                 timer = timer or ModuleTimer(segmentor, DEVICE)  # once: its hooks stay
-            forward = segmentor if timer is None else by_graphs(segmentor, timer)
             for batch in scope.batches:
                 if time.monotonic() > deadline:
                     print("out of time: the rest is left out")
                     return
+                made: list[torch.Size] = []
+                forward = segmentor if timer is None else by_graph(segmentor, timer, made)
                 row: Row = {
                     "model": f"{head}_r{depth}-d8",
                     "size": f"{size[0]}x{size[1]}",
@@ -67,15 +68,26 @@ def whole_models(scope: Scope, deadline: float) -> Iterator[Row]:
                 }
                 try:
                     image = torch.randn(batch, 3, *size, device=DEVICE).contiguous(memory_format=layout)
-                    yield row | speed(forward, image)
+                    row |= speed(forward, image)
+                    yield row | ({"graph": "none"} if graph and not made else {})
                 except torch.cuda.OutOfMemoryError:
-                    yield row | {"images/s": 0.0, "MB": float("inf")}
+                    yield row | {"images/s": 0.0, "MB": "too many"}
                     break
 
 
-def by_graphs(segmentor: Segmentor, timer: ModuleTimer) -> Callable[[Tensor], object]:
-    """As the service runs it, its modules timed; on a CPU, which has none, without graphs."""
-    graphs = Graphs(MOST if DEVICE.type == "cuda" else 0)
+def by_graph(segmentor: Segmentor, timer: ModuleTimer, made: list[torch.Size]) -> Callable[[Tensor], object]:
+    """As the service runs it, its modules timed.
+
+    Args:
+        made: takes each shape of batch that gets a graph; another runs as it is, and so do all on a CPU
+    """
+
+    def capture(segmentor: Segmentor, timer: ModuleTimer, batch: Tensor, beside: CudaGraph | None) -> CudaGraph:
+        graph = CudaGraph(segmentor, timer, batch, beside)
+        made.append(batch.shape)
+        return graph
+
+    graphs = Graphs(MOST, capture)
 
     def forward(image: Tensor) -> None:
         graphs.run("model", segmentor, timer, image)

@@ -74,9 +74,9 @@ def blocks(scope: Scope, deadline: float) -> Iterator[Row]:
             try:
                 seconds = seconds_of(partial(kernels.criss_cross_attention_triton, *inputs), graph=True)
             except Exception as error:  # noqa: BLE001 - Triton's own, when registers or shared memory don't suffice
-                seconds = float("inf")
                 print(f"{choice}: {type(error).__name__}")
-            rows.append((seconds, choice))
+            else:
+                rows.append((seconds, choice))
         for seconds, choice in sorted(rows)[:5]:
             yield {"grid": f"{grid[0]}x{grid[1]}", **dict(zip(names, choice, strict=True)), "us": 1e6 * seconds}
     for name, value in zip(names, usual, strict=True):

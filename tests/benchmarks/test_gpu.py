@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from app.engine.tuning import tune_on_cuda
+from benchmarks.gpu import __main__ as script
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.http import write_checkpoint
 from models import load_model
@@ -61,10 +63,33 @@ def test_all_sections_run_at_tiny_sizes() -> None:
         ("blocks of the kernels", 1),
         ("goals", 5),
     ]
-    operators, _, _, service, _, judged = (table[2:] for table in tables)
+    operators, models, _, service, _, judged = (table[2:] for table in tables)
     assert all(float(row.split()[-1]) < 0.05 for row in operators)
+    graphs = "yes" if torch.cuda.is_available() else "none"
+    assert [row.split()[3] for row in models] == ["no", graphs] * 6, "what ran without is not called otherwise"
     assert float(service[0].split()[-2]) > 0
     assert all(row.split()[:2] == ["not", "measured"] for row in judged)
+
+
+def test_a_section_that_fails_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton", reason="no Triton")
+
+    def broken(*_: object) -> Iterator[dict[str, str | float]]:
+        yield {"grid": "8x9"}
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(script, "operators", broken)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--only", "operators", "blocks"])
+    with pytest.raises(SystemExit, match="failed: operators"):
+        script.main()
+    told = capsys.readouterr()
+    assert "no such kernel" in told.err
+    _, first, blocks, judged = told.out.split("\n\n")
+    assert "8x9" in first
+    assert blocks.startswith("blocks of the kernels")
+    assert judged.count("not measured") == 5
 
 
 def test_goals_are_judged_by_the_worst_grid_and_the_best_batch() -> None:
