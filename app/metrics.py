@@ -50,7 +50,9 @@ class Metrics:
         self._batches = self._counter("batches", "Batches by why they were no larger.", "model", "reason")
         self._rejected = self._counter("rejected", "Images refused at the door.", "model", "reason")
         self._oom = self._counter("oom", "Passes out of memory by what was done about it.", "model", "action")
-        self._depth = self._gauge("queue_depth", "Images waiting for the device.", "model")
+        self._depth = self._gauge(
+            "queue_depth", "Images being decoded or waiting for the device; each pass counts.", "model"
+        )
         self._wait = self._gauge(
             "queue_predicted_wait_seconds", "Predicted time until all that wait now are done; NaN if unknown.", "model"
         )

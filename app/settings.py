@@ -24,7 +24,9 @@ class Settings(BaseSettings):
 
     # Of an empty one asyncio makes all addresses.
     host: str = Field(
-        "127.0.0.1", min_length=1, description="Address to listen on; all there are with 0.0.0.0 (IPv4) or :: (IPv6)."
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 (IPv4) or :: (IPv6) is every address of the machine.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -33,21 +35,21 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="text, or json: one object a line.")
 
     admin_key: SecretStr = Field(
-        SecretStr(""), description="Key with which models are loaded and unloaded; without one, nobody can."
+        SecretStr(""), description="Key for loading and unloading models; without one, nobody can."
     )
 
     default_model: str = Field("ccnet-mobilenetv2-camvid", description="Model that answers when a request names none.")
     model_dir: DirectoryPath | None = Field(None, description="Folder with checkpoints of your own; all are served.")
     models: str = Field(
         "",
-        description="Models to load at the start, by name, with commas; empty: all bundled and all in the folder.",
+        description="Names of models to load at the start, separated by commas; empty: all bundled, all in the folder.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto (CUDA if there is one), cpu, cuda or cuda:N."
     )
     precision: Literal["auto", "float32"] = Field(
         "auto",
-        description="auto (bfloat16 where the device has it, on a CPU in part, if masks stay the same) or float32.",
+        description="auto (bfloat16 if the device has it, as far as masks stay the same; on a CPU in part) or float32.",
     )
     threads: int = Field(
         0,
@@ -57,7 +59,7 @@ class Settings(BaseSettings):
     )
     reference_operators: bool = Field(
         False,
-        description="Attend, and upsample images of one pass, by the slow definitions, to check the fast operators by.",
+        description="Attend, and upsample images of one pass, by the slow definitions: to check the fast operators.",
     )
 
     max_body_bytes: int = Field(32 << 20, gt=0, description="Largest request body, in bytes.")
@@ -73,7 +75,9 @@ class Settings(BaseSettings):
         128, gt=0, description="Most images waiting for the device; each of an image's passes counts."
     )
     max_queue_bytes: int = Field(
-        256 << 20, gt=0, description="Most bytes of images waiting for the device, and as many of those being received."
+        256 << 20,
+        gt=0,
+        description="Most bytes of images waiting for the device; bodies being received may take as many again.",
     )
 
     result_ttl: float = Field(600.0, gt=0, description="Seconds a result can be fetched.")
@@ -81,13 +85,13 @@ class Settings(BaseSettings):
     drain_notice: float = Field(
         0.0,
         ge=0,
-        description="Seconds before a shutdown in which /readyz fails and requests are taken, for a proxy to see.",
+        description="Seconds at shutdown in which /readyz fails and requests are still taken: a proxy shall notice.",
     )
     drain_timeout: float = Field(25.0, gt=0, description="Seconds for accepted requests to finish at shutdown.")
     stall_timeout: float = Field(
         120.0,
         gt=0,
-        description="Seconds of one batch after which the device is taken for dead, and the server ends.",
+        description="Seconds one batch may take; after that the device counts as dead, and the server ends.",
     )
 
     @field_validator("model_dir", mode="before")
