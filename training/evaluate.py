@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import CheckpointError, Inference, Segmentor, load_segmentor
-from models.checkpoint import read_checkpoint
+from models import Card, CheckpointError, ModelSpec, Segmentor, load_model, recognise
+from models.card import NOTHING_SAID
+from models.data_sets import of_class_count
 from models.inference import segment_image
 from models.transforms import Preprocessing
 from training.confusion import Scores, confusion_matrix, draw, scores
 from training.data import Sample, load_split
-from training.labels import CAMVID_LABELS, LabelsError, load_labels
-from training.network import preprocessing_for
-
-Value = TypeVar("Value")
+from training.labels import CAMVID_LABELS, Labels, LabelsError, load_labels
 
 
 def count_confusion(predict: Callable[[Tensor], Tensor], samples: Sequence[Sample], num_classes: int) -> Tensor:
@@ -82,41 +78,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     ):
         raise LabelsError(f"--confusion {arguments.confusion}: needs the name of a PNG in a folder that exists")
     labels = load_labels(arguments.labels) if arguments.labels else CAMVID_LABELS
-    segmentor = load_segmentor(arguments.weights)
-    if segmentor.num_classes != labels.count:
-        raise LabelsError(f"{arguments.weights} has {segmentor.num_classes} classes, the labels {labels.count}")
-    segmentor.to("cuda" if torch.cuda.is_available() else "cpu")
+    spec = _recognise(arguments.weights, labels)
+    segmentor = load_model(spec).to("cuda" if torch.cuda.is_available() else "cpu")
     if segmentor.prefers_channels_last:
         segmentor.use_channels_last()
     samples = load_split(arguments.data, arguments.split, labels)
-    preprocessing = _stored(arguments.weights, "preprocessing", Preprocessing) or preprocessing_for(samples)
-    inference = _stored(arguments.weights, "inference", Inference) or Inference()
+    inference = spec.inference
     if arguments.scales:
         inference = replace(inference, scales=tuple(arguments.scales))
     if arguments.flip:
         inference = replace(inference, flip=True)
     confusion = count_confusion(
-        lambda image: segment_image(segmentor, image, preprocessing, inference)[0], samples, labels.count
+        lambda image: segment_image(segmentor, image, spec.preprocessing, inference)[0], samples, labels.count
     )
     print(report(scores(confusion), labels.classes.names))
     if arguments.confusion:
         draw(confusion, labels.classes.names).save(arguments.confusion)
 
 
-def _stored(path: Path, name: str, kind: Callable[..., Value]) -> Value | None:
-    """What the header of a file of ours says of its preprocessing or its inference.
-
-    Raises:
-        CheckpointError: it makes no sense
-    """
-    stored = read_checkpoint(path, weights=False).metadata.get(name)
-    try:
-        if stored is None:
-            return None
-        said = json.loads(stored).items()
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in said})
-    except (AttributeError, TypeError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: the {name} in its header makes no sense: {exc}") from exc
+def _recognise(weights: Path, labels: Labels) -> ModelSpec:
+    """As it is served, whoever trained it. The labels say what its classes are where nothing else would."""
+    said = NOTHING_SAID if of_class_count(labels.count) else Card(classes=labels.classes.names)
+    spec = recognise(weights, said)
+    if len(spec.classes.names) != labels.count:
+        raise LabelsError(f"{weights} has {len(spec.classes.names)} classes, the labels {labels.count}")
+    return spec
 
 
 if __name__ == "__main__":
