@@ -48,8 +48,11 @@ def of_meta(meta: Values) -> Card:
     config = _assignments(meta.get("config", meta.get("cfg")))
     model = _mapping(config.get("model"))
     test = _mapping(model.get("test_cfg", config.get("test_cfg")))
-    norm = _mapping(model.get("data_preprocessor", config.get("img_norm_cfg")))
+    preprocessor = _mapping(model.get("data_preprocessor"))
+    norm = preprocessor or _mapping(config.get("img_norm_cfg"))
     rgb = truth(norm.get("bgr_to_rgb", norm.get("to_rgb")))
+    if "mean" in preprocessor and "bgr_to_rgb" not in preprocessor and None not in preprocessor:
+        rgb = False  # as it is in 1.x, of images that are read blue first, unless it is asked for
     mean, std = triple(norm.get("mean")), triple(norm.get("std"))
     if rgb is False:  # then these are in the order of the network's input, blue first
         mean, std = (values and values[::-1] for values in (mean, std))

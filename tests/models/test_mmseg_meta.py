@@ -83,6 +83,19 @@ def test_of_1_x_blue_first() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("model = dict(data_preprocessor=dict(PIXELS))", Card(mean=(3, 2, 1), std=(6, 5, 4), bgr=True)),
+        ("model = dict(data_preprocessor=dict(PIXELS, **common))", Card(mean=(1, 2, 3), std=(4, 5, 6))),
+        ("img_norm_cfg = dict(PIXELS)", Card(mean=(1, 2, 3), std=(4, 5, 6))),
+    ],
+)
+def test_channels_that_nothing_is_said_of(config: str, expected: Card) -> None:
+    """1.x leaves them as they are read, blue first; 0.x turns them; what `**` brings isn't known."""
+    assert of_meta({"cfg": config.replace("PIXELS", "mean=[1, 2, 3], std=[4, 5, 6]")}) == expected
+
+
 def test_of_the_first_versions() -> None:
     assert of_meta({"config": FIRST}) == Card(mode="whole", align_corners=False)
 
