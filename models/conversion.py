@@ -26,9 +26,7 @@ def convert(spec: ModelSpec, path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: what is written is safetensors, and must be named so")
-    if path.exists() and path.samefile(spec.weights):
-        raise CheckpointError(f"{path}: is the file that is to be converted")
-    check_folder(path)
+    check_output(path, spec)
     segmentor = load_model(spec)
     of_file = read_checkpoint(spec.weights, weights=False).options
     options = replace(of_file, align_corners=spec.align_corners, recurrence=spec.recurrence or of_file.recurrence)
@@ -40,11 +38,15 @@ def convert(spec: ModelSpec, path: Path) -> None:
     unfinished.replace(path)
 
 
-def check_folder(path: Path) -> None:
-    """
+def check_output(path: Path, spec: ModelSpec) -> None:
+    """Say before there is work what stands against writing what is made of a model.
+
     Raises:
-        FileNotFoundError, NotADirectoryError: a file to be written has no folder to be in; said before there is work
+        CheckpointError: the path is the model's own file
+        FileNotFoundError, NotADirectoryError: it has no folder to be in
     """
+    if path.exists() and path.samefile(spec.weights):
+        raise CheckpointError(f"{path}: is the model's own file")
     if not path.parent.exists():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if not path.parent.is_dir():

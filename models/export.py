@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conversion import check_folder, header
+from models.conversion import check_output, header
 from models.errors import ModelError
 from models.registry import ModelSpec, load_model
 from models.segmentor import Segmentor
@@ -48,11 +48,11 @@ def export_onnx(spec: ModelSpec, path: Path) -> None:
     What goes with the model is in the file's metadata, as in the header of a checkpoint of ours.
 
     Raises:
-        CheckpointError: as `load_model`
+        CheckpointError: as `load_model`; or the path is the model's own file
         ModelError: the packages that write ONNX are not installed
         OSError: the path's folder is not there
     """
-    check_folder(path)
+    check_output(path, spec)
     try:
         for package in ("onnx", "onnxscript"):
             import_module(package)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.errors import ModelError
+from models.errors import CheckpointError, ModelError
 from models.export import Exported, export_onnx
 from models.recognition import recognise
 from models.registry import ModelSpec, get_spec, load_model
@@ -62,6 +62,14 @@ def test_what_is_exported_takes_plain_images(bgr: bool) -> None:
         expected = segmentor(normalize(pixels, spec.preprocessing)).logits
     expected = F.interpolate(expected, (48, 64), mode="bilinear")
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_model_is_not_written_over_itself(tmp_path: Path) -> None:
+    torch.save(random_state(shapes_of("fcn", Sizes(blocks=(1, 1, 1, 1), classes=19))), tmp_path / "model.pth")
+    before = (tmp_path / "model.pth").read_bytes()
+    with pytest.raises(CheckpointError, match=r"model\.pth: is the model's own file"):
+        export_onnx(recognise(tmp_path / "model.pth"), tmp_path / "model.pth")
+    assert (tmp_path / "model.pth").read_bytes() == before
 
 
 def test_without_the_packages_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
