@@ -7,6 +7,7 @@ their masks, whose pixel values are class ids. `<root>/<split>.txt` lists the na
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -61,13 +63,13 @@ def _names(listed: Path) -> list[str]:
 def _load_sample(path: Path, mask_path: Path, labels: Labels) -> Sample:
     try:
         with Image.open(path) as picture, Image.open(mask_path) as drawn:
-            image = torch.from_numpy(np.array(picture.convert("RGB")))
+            image = torch.from_numpy(_pixels(path, picture))
             # Masks come in 1, 8 and 16 bits; a common type makes their values comparable.
             mask = torch.from_numpy(np.array(drawn).astype(np.int64))
     except FileNotFoundError:
         raise
     # Pillow says so in many ways, of a truncated file without its name.
-    except (OSError, SyntaxError, ValueError) as exc:
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as exc:
         raise LabelsError(f"{path} or its mask {mask_path} is broken: {exc}") from exc
     if mask.shape != image.shape[:2]:
         raise LabelsError(
@@ -75,6 +77,13 @@ def _load_sample(path: Path, mask_path: Path, labels: Labels) -> Sample:
             "image's size"
         )
     return Sample(path.stem, image, _with_ignored(mask, mask_path, labels))
+
+
+def _pixels(path: Path, picture: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3], upright by the picture's EXIF orientation, as masks are drawn and the service sees it."""
+    if picture.mode.startswith(("I", "F")):
+        raise LabelsError(f"{path} has values wider than a byte, of which all beyond 255 would be white")
+    return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def _with_ignored(mask: Tensor, path: Path, labels: Labels) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from models.classes import CAMVID, ClassSet
@@ -67,6 +67,28 @@ def test_image_is_what_was_written(data_set: Path, index: int, tolerance: float)
     sample = load_split(data_set, "train", CAMVID_LABELS)[index]
     image, _ = draw_street(index + 1, 128, 96)
     assert (sample.image.float() - torch.from_numpy(image)).abs().mean() <= tolerance
+
+
+@pytest.mark.parametrize("turned", [Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90])
+def test_a_photo_is_turned_upright_like_its_mask(turned: Image.Transpose, tmp_path: Path) -> None:
+    """By the EXIF orientation that a camera writes: 3 and 6 undo these."""
+    sample = drawn_sample(1)
+    picture, exif = Image.fromarray(sample.image.numpy()).transpose(turned), Image.Exif()
+    exif[ExifTags.Base.Orientation] = {Image.Transpose.ROTATE_180: 3, Image.Transpose.ROTATE_90: 6}[turned]
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+    picture.save(tmp_path / "train" / "only.png", exif=exif)
+    Image.fromarray(sample.mask.numpy()).save(tmp_path / "trainannot" / "only.png")
+    (read,) = load_split(tmp_path, "train", CAMVID_LABELS)
+    assert torch.equal(read.image, sample.image)
+    assert torch.equal(read.mask, sample.mask)
+
+
+def test_a_picture_of_16_bits_is_refused(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16))
+    write_sample(tmp_path, gray, Image.new("L", (4, 4)))
+    with pytest.raises(LabelsError, match=r"only\.png has values wider than a byte"):
+        load_split(tmp_path, "train", CAMVID_LABELS)
 
 
 @pytest.mark.parametrize("count", [11, 5])
