@@ -81,7 +81,7 @@ def _random_head(name: HeadName, num_classes: int, backbone: nn.Module) -> Head:
 
 
 class AuxiliaryHead(nn.Module):
-    """Supervises stage 3 during training (arXiv 1612.01105, section 3.3); never saved."""
+    """Supervises stage 3 during training (arXiv 1612.01105, section 4); never saved."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ class Trainer:
         self.averaged = copy.deepcopy(self.segmentor).eval()
         if self.device.type == "cpu":
             keep_depthwise_exact(self.segmentor)
-        # ENet's class weights (arXiv 1606.02147, section 4.2).
+        # ENet's class weights (arXiv 1606.02147, section 5.2).
         self.class_weights = 1 / torch.log(recipe.class_weight_constant + class_frequencies(samples, num_classes))
         self.class_weights = (self.class_weights / self.class_weights.mean()).to(self.device)
         self.optimizer = self._new_optimizer()

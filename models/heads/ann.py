@@ -66,7 +66,7 @@ class AsymmetricBlock(nn.Module):
 
 
 class ANNHead(Head):
-    """AFNB fuses stage 3 into stage 4 (section 3.4); APNB gathers context (section 3.3)."""
+    """AFNB fuses stage 3 into stage 4 (section 3.3); APNB gathers context (section 3.2)."""
 
     def __init__(
         self,

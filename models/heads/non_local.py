@@ -21,7 +21,7 @@ class Projection(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """Embedded Gaussian with its scale (section 3.2): x + conv_out(softmax(theta . phi / sqrt(d)) g)."""
+    """Embedded Gaussian (section 3.2), scaled as mmcv has it: x + conv_out(softmax(theta . phi / sqrt(d)) g)."""
 
     def __init__(self, channels: int, inner_channels: int) -> None:
         super().__init__()
