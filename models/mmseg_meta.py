@@ -48,11 +48,8 @@ def of_meta(meta: Values) -> Card:
     config = _assignments(meta.get("config", meta.get("cfg")))
     model = _mapping(config.get("model"))
     test = _mapping(model.get("test_cfg", config.get("test_cfg")))
-    preprocessor = _mapping(model.get("data_preprocessor"))
-    norm = preprocessor or _mapping(config.get("img_norm_cfg"))
+    norm = _norm(config, model)
     rgb = truth(norm.get("bgr_to_rgb", norm.get("to_rgb")))
-    if "mean" in preprocessor and "bgr_to_rgb" not in preprocessor and None not in preprocessor:
-        rgb = False  # as it is in 1.x, of images that are read blue first, unless it is asked for
     mean, std = triple(norm.get("mean")), triple(norm.get("std"))
     if rgb is False:  # then these are in the order of the network's input, blue first
         mean, std = (values and values[::-1] for values in (mean, std))
@@ -78,7 +75,8 @@ def options_of_meta(meta: Values) -> dict[str, str]:
     """
     model = _mapping(_assignments(meta.get("config", meta.get("cfg"))).get("model"))
     head, backbone = _mapping(model.get("decode_head")), _mapping(model.get("backbone"))
-    if backbone.get("type") in RESNETS and None not in backbone:  # without a `**`, which may say what seems left out
+    kind = str(backbone.get("type")).rpartition(".")[2]  # after the package, if that is said
+    if kind in RESNETS and None not in backbone:  # without a `**`, which may say what seems left out
         backbone = {**RESNET_DEFAULTS, **backbone}
     for part, values, known in (("backbone", backbone, BACKBONE), ("head", head, HEAD)):
         given = {**values, "eps": _mapping(values.get("norm_cfg")).get("eps")}
@@ -124,15 +122,30 @@ def _literal(node: ast.expr) -> object:
     return None
 
 
+def _norm(config: Values, model: Values) -> Values:
+    """How values are normalised for a test: 1.x has it in the model, 0.x in the pipeline, mostly from one variable."""
+    preprocessor = _mapping(model.get("data_preprocessor"))
+    if "mean" in preprocessor:
+        # Unless asked to turn them, it leaves images as they are read, blue first. What `**` brings isn't known.
+        return preprocessor if None in preprocessor else {"bgr_to_rgb": False, **preprocessor}
+    return next((step for step in _test_steps(config) if "mean" in step), _mapping(config.get("img_norm_cfg")))
+
+
 def _test_scale(config: Values) -> tuple[int, int] | None:
     """(long side, short side) to which images are resized for a test, if with their ratio kept."""
-    test = _mapping(_mapping(config.get("data")).get("test"))
-    for step in _steps(test.get("pipeline", config.get("test_pipeline"))):
+    for step in _test_steps(config):
         # In 0.x a test keeps the ratio unless told otherwise, in 1.x it does not.
         scale = pair(step.get("img_scale")) or (pair(step.get("scale")) if step.get("keep_ratio") is True else None)
         if scale is not None and step.get("keep_ratio") is not False:
             return max(scale), min(scale)
     return None
+
+
+def _test_steps(config: Values) -> Iterator[Values]:
+    """Of the pipeline that 0.x or 1.x tests by; the variable that it was made from may have been changed since."""
+    old = _mapping(_mapping(config.get("data")).get("test"))
+    new = _mapping(_mapping(config.get("test_dataloader")).get("dataset"))
+    return _steps(old.get("pipeline") or new.get("pipeline") or config.get("test_pipeline"))
 
 
 def _steps(pipeline: object) -> Iterator[Values]:

@@ -89,15 +89,33 @@ def test_of_1_x_blue_first() -> None:
         ("model = dict(data_preprocessor=dict(PIXELS))", Card(mean=(3, 2, 1), std=(6, 5, 4), bgr=True)),
         ("model = dict(data_preprocessor=dict(PIXELS, **common))", Card(mean=(1, 2, 3), std=(4, 5, 6))),
         ("img_norm_cfg = dict(PIXELS)", Card(mean=(1, 2, 3), std=(4, 5, 6))),
+        (
+            "img_norm_cfg = dict(mean=[7, 8, 9], std=[7, 8, 9], to_rgb=True)\n"
+            "data = dict(test=dict(pipeline=[dict(transforms=[dict(type='Normalize', PIXELS, to_rgb=False)])]))",
+            Card(mean=(3, 2, 1), std=(6, 5, 4), bgr=True),
+        ),
+        (
+            "img_norm_cfg = dict(PIXELS)\ntest_pipeline = [dict(type='Normalize', **img_norm_cfg)]",
+            Card(mean=(1, 2, 3), std=(4, 5, 6)),
+        ),
     ],
 )
-def test_channels_that_nothing_is_said_of(config: str, expected: Card) -> None:
-    """1.x leaves them as they are read, blue first; 0.x turns them; what `**` brings isn't known."""
+def test_how_values_are_normalised(config: str, expected: Card) -> None:
+    """1.x leaves channels as they are read, blue first, 0.x turns them; the pipeline is what 0.x goes by."""
     assert of_meta({"cfg": config.replace("PIXELS", "mean=[1, 2, 3], std=[4, 5, 6]")}) == expected
 
 
 def test_of_the_first_versions() -> None:
     assert of_meta({"config": FIRST}) == Card(mode="whole", align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "goes_by", ["test_dataloader = dict(dataset=dict(pipeline=STEPS))", "data = dict(test=dict(pipeline=STEPS))"]
+)
+def test_a_variable_that_was_changed_later_is_not_what_a_test_goes_by(goes_by: str) -> None:
+    steps = "[dict(type='Resize', scale=(SIZE, 32), keep_ratio=True)]"
+    config = f"test_pipeline = {steps.replace('SIZE', '999')}\n{goes_by.replace('STEPS', steps.replace('SIZE', '64'))}"
+    assert of_meta({"cfg": config}) == Card(scale=(64, 32))
 
 
 @pytest.mark.parametrize("keep", [", keep_ratio=False", ""])
@@ -142,8 +160,9 @@ def test_what_shapes_do_not_tell() -> None:
 
 def test_what_a_resnet_leaves_out_is_as_mmsegmentation_takes_it() -> None:
     """Its dilation is contracted only if it says so; what `**` brings isn't known, nor of which kind it is without."""
-    whole = "type='ResNetV1c', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)"
-    assert options_of_meta({"cfg": f"model = dict(backbone=dict({whole}))"}) == {"contract_dilation": "False"}
+    for kind in ("ResNetV1c", "mmseg.ResNetV1c", "mmseg.models.backbones.resnet.ResNetV1c"):
+        whole = f"type='{kind}', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)"
+        assert options_of_meta({"cfg": f"model = dict(backbone=dict({whole}))"}) == {"contract_dilation": "False"}
     for unknown in ("type='ResNet', **common", "depth=101"):
         assert options_of_meta({"cfg": f"model = dict(backbone=dict({unknown}))"}) == {}
     with pytest.raises(CheckpointError, match=r"the backbone strides of \[1, 2, 2, 2\]; we know \[1, 2, 1, 1\]"):
