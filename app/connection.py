@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -15,6 +16,25 @@ TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
     b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s"
 )
+
+
+class _Answering:
+    """A connection as its request's answer ends it: the client's side stays open as long as its body still comes.
+
+    If it were closed on what is yet to be read, the system would reset it, and a client that sends all of its body
+    before it looks for an answer, as most do, would find none.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+        self._cycle = weakref.proxy(cycle)  # or the two would hold each other until garbage is looked for
+        self._transport = transport
+        self.write, self.is_closing = transport.write, transport.is_closing
+
+    def close(self) -> None:
+        if self._cycle.response_complete and self._cycle.more_body and not self.is_closing():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -88,8 +108,21 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete and not self.cycle.keep_alive:
+            self.transport.close()  # it was open for this alone
+
+    def shutdown(self) -> None:
+        if self.cycle is not None and self.cycle.response_complete:
+            self.cycle.keep_alive = False
+            self.cycle.transport.close()
+        else:
+            super().shutdown()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        cycle.transport = _Answering(cycle, self.transport)  # type: ignore[assignment]  # it calls no more than this has
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:

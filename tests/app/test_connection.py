@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.connection import MAX_HEAD_BYTES, Connection
 from tests.fakes import until
@@ -210,6 +211,21 @@ async def test_nor_may_it_be_larger_than_a_head(opened: Opened, begun: bytes) ->
     assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 431 ")
 
 
+@ample
+async def test_nor_of_a_request_that_has_been_answered(opened: Opened) -> None:
+    """Before garbage is looked for, which is rarely."""
+    reader, writer = opened
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            writer.write(GET)
+            assert await answer(reader) == b"0"
+        assert sum(type(one) is RequestResponseCycle for one in gc.get_objects()) < 4
+    finally:
+        gc.enable()
+
+
 LARGE = 30_000_000  # bytes: more than the buffers of both sides take
 CLOSE = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
@@ -254,6 +270,55 @@ async def test_nor_is_who_takes_each_part_as_it_comes(opened: Opened) -> None:
         await asyncio.sleep(0.4)
         await reader.readexactly(size)
     assert await reader.readexactly(1) == b"\0"
+
+
+UNREAD = b"GET / HTTP/1.%d\r\nHost: here\r\n%sContent-Length: %d\r\n\r\n"  # of a GET no body is waited for
+THE_LAST = b"Connection: close\r\n"
+
+
+async def sends(writer: asyncio.StreamWriter, size: int) -> None:
+    """As most clients do, without a look at what the server says meanwhile."""
+    for _ in range(10):
+        writer.write(bytes(size // 10))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+@ample
+@pytest.mark.parametrize("head", [UNREAD % (1, THE_LAST, LARGE), UNREAD % (0, b"", LARGE)], ids=["close", "HTTP/1.0"])
+async def test_who_has_yet_to_send_its_body_is_not_reset(opened: Opened, head: bytes) -> None:
+    reader, writer = opened
+    writer.write(head)
+    await sends(writer, LARGE)
+    assert await answer(reader) == b"0"
+    assert await asyncio.wait_for(reader.read(), 30) == b""
+
+
+@ample
+async def test_nor_as_the_server_ends(server: uvicorn.Server, opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(UNREAD % (1, b"", LARGE))
+    assert await answer(reader) == b"0"
+    server.should_exit = True
+    await until(reader.at_eof)
+    await sends(writer, LARGE)
+    await until(lambda: not server.server_state.connections)
+
+
+async def test_who_sends_nothing_more_is_closed(server: uvicorn.Server, opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(UNREAD % (1, THE_LAST, LARGE))
+    assert await answer(reader) == b"0"
+    await until(lambda: not server.server_state.connections)
+
+
+@ample
+async def test_who_has_sent_all_of_it_is_closed_at_once(server: uvicorn.Server, opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(UNREAD % (1, THE_LAST, 10))
+    assert await answer(reader) == b"0"
+    writer.write(bytes(10))
+    await until(lambda: not server.server_state.connections)
 
 
 WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
