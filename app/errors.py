@@ -120,9 +120,15 @@ class InferenceFailed(ServiceError):
 class NotReady(ServiceError):
     code = "not-ready"
 
+    def __init__(self, detail: str, *, retry_after: float | None = 1.0) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
 
 class ModelNotLoaded(NotReady):
     code = "model-not-loaded"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after=None)  # only somebody's wish brings it back
 
 
 class LoadFailed(ServiceError):

@@ -50,6 +50,7 @@ class Services:
 
     async def drain(self) -> None:
         """Finish within the time set what was accepted, refuse what is left and whoever comes."""
+        self.reception.stop()
         timeout = self.settings.drain_timeout
         await asyncio.gather(self.engine.stop(timeout), self.slow_lane.stop(timeout))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fastapi import Request
 from starlette.types import Message
 
-from app.errors import QueueFull
+from app.errors import NotReady, QueueFull
 from app.metrics import Metrics
 
 RETRY_AFTER = 1.0  # seconds: how fast the others' lines are, nobody knows
@@ -25,6 +26,8 @@ class Reception:
         self.nbytes = 0
         self._max_bytes = max_bytes
         self._metrics = metrics
+        self._tasks: set[asyncio.Task[object]] = set()  # that wait for bodies
+        self._is_stopping = False
 
     @contextmanager
     def receiving(self, request: Request, announced: int, models: Sequence[str]) -> Iterator[Request]:
@@ -38,8 +41,10 @@ class Reception:
 
         Raises:
             QueueFull: too many bytes have come at once; at the door, or as the body comes
+            NotReady: the server is going down
         """
-        held = 0
+        held, task = 0, asyncio.current_task()
+        assert task is not None
 
         def check(nbytes: int) -> None:
             others = self.nbytes - held
@@ -57,10 +62,23 @@ class Reception:
             return message
 
         check(announced)
+        self._tasks.add(task)
         try:
             yield Request(request.scope, receive)
+        except asyncio.CancelledError:
+            if not self._is_stopping or task.uncancel():
+                raise
+            self._refused(models)
+            raise NotReady("the server is shutting down") from None
         finally:
+            self._tasks.discard(task)
             self.nbytes -= held
+
+    def stop(self) -> None:
+        """Refuse those whose bodies have not come: once they had, they would be refused all the same."""
+        self._is_stopping = True
+        for task in self._tasks:
+            task.cancel()
 
     def _refusal(self, actual: int, models: Sequence[str]) -> QueueFull:
         error = QueueFull(
@@ -69,7 +87,11 @@ class Reception:
             actual=actual,
             retry_after=RETRY_AFTER,
         )
+        self._refused(models)
         for model in models:
-            self._metrics.image(model, "rejected")
             self._metrics.rejected(model, error.code)
         return error
+
+    def _refused(self, models: Sequence[str]) -> None:
+        for model in models:
+            self._metrics.image(model, "rejected")

@@ -106,7 +106,7 @@ class Engine:
             NotReady: still loading, or going down
         """
         if self.state != "ready":
-            raise NotReady(f"the server is {self.state}", retry_after=1.0)
+            raise NotReady(f"the server is {self.state}")
 
     def check_room(self, model: str, caller: str, nbytes: int, deadline: float, passes: int = 1) -> None:
         """Refuse before an image has even been read what would be refused after it.

@@ -22,6 +22,7 @@ from app.main import create_app
 from app.server import Server
 from app.settings import Settings
 from tests.fakes import FakeDevice, until
+from tests.servers import Connection
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def assert_not_ready(reply: httpx.Response) -> None:
     assert reply.status_code == 503
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.json()["type"] == "not-ready"
+    assert reply.headers["retry-after"] == "1"
 
 
 async def test_what_was_accepted_is_finished() -> None:
@@ -104,6 +106,22 @@ async def test_what_comes_while_it_drains_is_refused() -> None:
         assert_not_ready(await served.post())
         assert_not_ready(await served.client.get("/readyz"))
         assert (await served.client.get("/livez")).status_code == 200
+        served.device.gate.set()
+        assert (await request).status_code == 200
+
+
+async def test_who_is_sending_its_image_is_refused_at_once() -> None:
+    """It would be once it had sent all of it, and no later than that uvicorn would answer 500."""
+    async with running(drain_timeout=60) as served, Connection(served.client.base_url.port or 0) as client:
+        request = await served.accepted()
+        client.ask(1000)
+        client.writer.write(bytes(10))
+        await until(lambda: served.services.reception.nbytes == 10)
+        await served.asked_to_exit()
+        reply = await client.reply()
+        assert (reply.status, reply.problem["type"]) == (503, "not-ready")
+        assert reply.headers["retry-after"] == "1"
+        assert (served.services.reception.nbytes, served.images("rejected")) == (0, 1)
         served.device.gate.set()
         assert (await request).status_code == 200
 

@@ -25,7 +25,7 @@ async def livez(services: ServicesDep) -> str:
 async def readyz(request: Request, services: ServicesDep) -> str:
     services.engine.check_ready()
     if request.app.state.leaving:
-        raise NotReady("the server is about to stop", retry_after=1.0)
+        raise NotReady("the server is about to stop")
     return "ready"
 
 
