@@ -15,6 +15,7 @@ from starlette.routing import Match, Mount
 
 from app import errors
 from app.errors import ServiceError
+from app.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def to_problem(error: ServiceError, request_id: str) -> Problem:
     """The body that answers an error. If the server is to blame, the error's cause goes to the log, and only there."""
     status = next(STATUS[kind] for kind in type(error).mro() if kind in STATUS)
     if status >= 500 and error.__cause__ is not None:
-        log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__)
+        extra = fields(request_id=request_id)
+        log.error("%s: %s", request_id, error.detail, exc_info=error.__cause__, extra=extra)
     numbers = {"limit": error.limit, "actual": error.actual, "retry_after": error.retry_after}
     return _problem(error.code, status, error.detail, request_id, numbers)
 
@@ -140,8 +142,14 @@ def install(app: FastAPI) -> None:
     app.openapi = describe_with_problem  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
+def _note(request: Request, code: str) -> None:
+    """For the request's line in the log, and its spans."""
+    request.state.noted = {**getattr(request.state, "noted", {}), "error": code}
+
+
 def _on_service_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ServiceError)
+    _note(request, exc.code)
     return to_response(exc, request.state.request_id)
 
 
@@ -149,6 +157,7 @@ def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     detail = f"{request.method} {request.url.path}: {exc.detail}"
     code = {404: "unknown-route", 405: "method-not-allowed"}.get(exc.status_code, "malformed-body")
+    _note(request, code)
     headers = dict(exc.headers or {})
     if exc.status_code == 405:
         # Starlette names the methods of the first route of that path only.
@@ -171,6 +180,7 @@ def _on_validation_error(request: Request, exc: Exception) -> Response:
     first, *others = exc.errors()
     detail = "; ".join(map(_sentence, (first, *others)))
     numbers = {} if others else _numbers(first)  # of several there is no one limit
+    _note(request, "invalid-parameter")
     return _response(_problem("invalid-parameter", 422, detail, request.state.request_id, numbers), None)
 
 

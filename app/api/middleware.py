@@ -63,6 +63,7 @@ class RequestMiddleware:
             log.exception("%s: unexpected error", request_id, extra=fields(request_id=request_id))
             if status:
                 raise
+            scope["state"]["noted"] = {**scope["state"].get("noted", {}), "error": "internal-error"}
             response = problem_response("internal-error", 500, "an unexpected error; the log has it", request_id)
             await response(scope, receive, send_with_id)
             exc.__traceback__ = None  # its frames hold what the request held, and what holds it in turn

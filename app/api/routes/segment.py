@@ -87,6 +87,8 @@ async def segment(request: Request) -> Response:  # FastAPI's own ways to read m
         found, failures = await while_connected(request, segmented)
     except (ClientLeft, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if failures:  # else the line would say 200 alone
+        request.state.noted["failed"] = ",".join(f"{model}: {error.code}" for model, error in failures.items())
     replies = [reply for _, reply in found]
     records = [record for record, _ in found]
     told = [

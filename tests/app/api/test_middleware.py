@@ -67,6 +67,18 @@ async def test_a_bug_is_answered_without_its_traceback(
     assert value("seglens_http_request_duration_seconds_count", labels) == 1
 
 
+async def test_what_kind_of_error_it_was_is_logged(broken: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "app"):
+        replies = [
+            await broken.client.get(path)
+            for path in ("/results/x", "/nowhere", "/results/x?alpha=2", "/readyz", "/broken/x")
+        ]
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "app.api.middleware"]
+    traceback = lines.pop(-2)
+    assert traceback == {"request_id": replies[-1].headers["x-request-id"]}
+    assert [line["error"] for line in lines] == [reply.json()["type"] for reply in replies]
+
+
 async def test_a_bug_midway_is_left_to_the_server(broken: Any) -> None:
     """The status is out: only breaking the connection tells the client."""
     with pytest.raises(RuntimeError, match="secret"):
@@ -118,6 +130,8 @@ async def test_a_request_is_logged_with_what_became_of_it(
         value for name, value in done["timings_ms"].items() if name in ("decode", "forward")
     )
     assert (failed["request_id"], failed["status"], failed["model"]) == ("yours", 415, body["model"])
+    assert failed["error"] == "unsupported-image"
+    assert "error" not in done
     assert done["passes"] == 1
     assert list(failed["timings_ms"]) == ["read", "decode"], "what was done before it failed"
     assert "batch_size" not in failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from itertools import combinations
@@ -194,10 +195,15 @@ async def test_if_all_fail_so_does_the_request(serve: Serve, assert_problem: Cal
         assert_problem(await client.post("/segment", content=STREET, params=ALL), 500, "inference-failed")
 
 
-async def test_a_model_that_was_unloaded(serve: Serve, assert_problem: Callable[..., None]) -> None:
+async def test_a_model_that_was_unloaded(
+    serve: Serve, assert_problem: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(worker=FakeDevice()) as (_, client, services):
         await services.engine.unload(NAMES[0])
-        body = (await client.post("/segment", content=STREET, params=ALL)).json()
+        with caplog.at_level(logging.INFO, "app.api"):
+            body = (await client.post("/segment", content=STREET, params=ALL)).json()
+        (line,) = (record.__dict__["fields"] for record in caplog.records if record.name == "app.api.middleware")
+        assert (line["status"], line["failed"]) == (200, f"{NAMES[0]}: model-not-loaded")
         assert [result["model"] for result in body["results"]] == NAMES[1:]
         assert [failure["problem"]["type"] for failure in body["failures"]] == ["model-not-loaded"]
         for name in NAMES[1:]:
