@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 
 import torch
 from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
 from fastapi_swagger import patch_fastapi
 
 from app import __version__
@@ -97,7 +96,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         app.include_router(routes.router)  # in this order a request is compared with them
     # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
     patch_fastapi(app, redirect_from_root_to_docs=False)
-    app.mount("/web", StaticFiles(directory=page.WEB))
+    app.mount("/web", page.Files(directory=page.WEB))
     errors.install(app)
     app.state.spans = open_spans(os.environ)
     app.add_middleware(RequestMiddleware, metrics=series, spans=app.state.spans)
