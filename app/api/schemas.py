@@ -98,7 +98,7 @@ class SegmentReply(BaseModel):
     image: ImageSize
     class_map: dict[str, str] = Field(description="Class id to class name.")
     segmentation_mask: str | None = Field(
-        description="Base64 of a grayscale PNG; each pixel is a class id. Absent if `include` leaves it out."
+        None, description="Base64 of a grayscale PNG; each pixel is a class id. Absent if `include` leaves it out."
     )
     predictions: list[Prediction]
     timings_ms: dict[str, float] = Field(description="Stages of this request, and `module.*` of its batch.")
@@ -141,6 +141,15 @@ class ComparisonReply(BaseModel):
     timings_ms: dict[str, float] = Field(description="What was done once: read, decode; and the total.")
 
 
+class CocoSegment(BaseModel):
+    """One of COCO's results: a class of the mask."""
+
+    image_id: str = Field(description="The result's id.")
+    category_id: int
+    segmentation: Rle
+    score: float
+
+
 class Cell(BaseModel):
     row: int
     column: int
@@ -162,26 +171,26 @@ class AttentionReply(BaseModel):
     id: str
     model: str
     block: str
-    step: str | None = Field(description="Of a recurrent block.")
-    compose: str | None = Field(description="Of both steps together.")
-    level: str | None = Field(description="Of a pyramid block.")
+    step: str | None = Field(None, description="Of a recurrent block.")
+    compose: str | None = Field(None, description="Of both steps together.")
+    level: str | None = Field(None, description="Of a pyramid block.")
     direction: str
-    x: int | None
-    y: int | None
+    x: int | None = None
+    y: int | None = None
     of_class: ClassPixels | None = Field(
-        serialization_alias="class", description="The class whose pixels were averaged over, in place of a point."
+        None, serialization_alias="class", description="The class whose pixels were averaged over, in place of a point."
     )
-    cell: Cell | None = Field(description="Where the pixel lies in the grid.")
+    cell: Cell | None = Field(None, description="Where the pixel lies in the grid.")
     grid: ImageSize
     sum: float = Field(description="1 for what is looked at; for who looks, 1 is as much as the cell itself gives.")
     max: float
     entropy: float = Field(description="Bits, of the weights as shares of their sum.")
-    on_cross: float | None = Field(description="Share of the weight on the cell's own row and column.")
-    gamma: float | None = Field(description="Of a rollout: the factor of attention beside its residual.")
-    anchors: dict[str, list[list[float]]] | None = Field(description="Of a pyramid block: weights by pool scale.")
-    levels: dict[str, float] | None = Field(description="Of a pyramid block: share of the weight by pool scale.")
+    on_cross: float | None = Field(None, description="Share of the weight on the cell's own row and column.")
+    gamma: float | None = Field(None, description="Of a rollout: the factor of attention beside its residual.")
+    anchors: dict[str, list[list[float]]] | None = Field(None, description="Of a pyramid block: weights by pool scale.")
+    levels: dict[str, float] | None = Field(None, description="Of a pyramid block: share of the weight by pool scale.")
     top: list[WeightedCell] = Field(description="The heaviest cells.")
-    weights: list[list[float]] | None = Field(description="The whole map, rows of the grid.")
+    weights: list[list[float]] | None = Field(None, description="The whole map, rows of the grid.")
 
 
 class BlockInfo(BaseModel):

@@ -13,7 +13,7 @@ from app.api.errors import problems
 from app.api.parameters import describe_query, from_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, choose_format, fitting_type, render_file, render_json
-from app.api.schemas import ResultQuery, SegmentReply
+from app.api.schemas import CocoSegment, ResultQuery, SegmentReply
 from app.errors import ResultExpired
 
 router = APIRouter()
@@ -22,7 +22,7 @@ router = APIRouter()
 @router.get(
     "/results/{result_id}",
     summary="Fetch a result again",
-    response_model=SegmentReply,
+    response_model=SegmentReply | list[CocoSegment],
     responses={200: {"content": CONTENT, "description": "The mask."}, **problems(404, 406, 422, 504)},
     openapi_extra={"parameters": describe_query(ResultQuery)},
 )

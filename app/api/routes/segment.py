@@ -27,7 +27,7 @@ from app.api.negotiation import negotiate
 from app.api.parameters import BareRoute, describe_header, describe_query, read_header, read_query
 from app.api.record import Record
 from app.api.rendering import CONTENT, JSON, choose_format, fitting_type, render_file, render_json
-from app.api.schemas import ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
+from app.api.schemas import CocoSegment, ComparisonReply, Format, ModelFailure, SegmentQuery, SegmentReply
 from app.api.segmenting import LATE, Order, segment_picture
 from app.engine.prepare import expected_passes
 from app.errors import InvalidParameter, ServiceError
@@ -45,7 +45,7 @@ Fitting = Callable[[tuple[int, int]], str]  # width and height to media type
 @router.post(
     "/segment",
     summary="Segment an image",
-    response_model=SegmentReply | ComparisonReply,
+    response_model=SegmentReply | ComparisonReply | list[CocoSegment],
     responses={
         200: {"content": CONTENT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),

@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from jsonschema import Draft202012Validator
+
+from models import list_models
 
 # What the other tests bring about, at the least.
 LEAST = {
@@ -65,6 +68,47 @@ async def test_every_reply_seen_is_declared(document: dict[str, Any], seen: set[
         if declared is None or (media_type and media_type not in declared.get("content", {})):
             missing.append(f"{method} {route}: {status} {media_type}")
     assert missing == []
+
+
+QUERIES = {
+    "/segment": [
+        {},
+        {"include": ""},
+        {"include": "rle,polygons"},
+        {"format": "coco"},
+        {"model": ",".join(spec.name for spec in list_models()[:2])},
+    ],
+    "/results/{result_id}": [{}, {"include": ""}, {"include": "rle,polygons"}, {"format": "coco"}],
+    "/attention/{result_id}": [
+        {"x": "1", "y": "1"},
+        {"x": "1", "y": "1", "weights": "false"},
+        {"x": "1", "y": "1", "direction": "to"},
+        {"class": "road"},
+    ],
+    "/attention/{result_id}/info": [{}],
+    "/models": [{}],
+    "/health": [{}],
+}
+
+
+@pytest.mark.parametrize("model", [spec.name for spec in list_models()])
+@pytest.mark.parametrize("path", QUERIES)
+async def test_json_has_all_that_is_declared_of_it(
+    document: dict[str, Any], client: httpx.AsyncClient, street: bytes, path: str, model: str
+) -> None:
+    """A client that is generated from the document looks for each member that is said to be there."""
+    made = (await client.post("/segment", content=street, params={"model": model})).json()["id"]
+    operation = document["paths"][path]["post" if path == "/segment" else "get"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    checker = Draft202012Validator({**schema, "components": document["components"]})
+    for query in QUERIES[path]:
+        if path == "/segment":
+            reply = await client.post(path, content=street, params={"model": model, **query})
+        else:
+            wanted = {"format": "json"} if path == "/attention/{result_id}" else {}
+            reply = await client.get(path.format(result_id=made), params={**wanted, **query})
+        assert reply.status_code == 200, reply.text
+        checker.validate(reply.json())
 
 
 async def test_every_error_declared_is_a_problem(document: dict[str, Any]) -> None:
