@@ -84,11 +84,11 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     app = create_app(settings)
     Server(app, settings).run_until_signalled()
     engine = app.state.services.engine
-    status = 1 if engine.state == "failed" else 0
-    if engine.is_stuck:
-        # The interpreter would wait for the device's thread, which may never come back.
+    status = 1 if engine.state == "failed" or engine.is_stuck else 0
+    if engine.is_stuck or engine.models.is_at_work:
+        # The interpreter would wait for the device's threads: a batch may never come back, and a load takes minutes.
         logging.shutdown()
-        os._exit(1)
+        os._exit(status)
     return status
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from app.engine.device import Device
 from app.engine.loaded import Loaded
@@ -59,11 +60,17 @@ class Residents:
         self._models: dict[str, Model] = {}
         self._numbers = count(1)
         self._change = asyncio.Lock()
+        self._calls: set[Future[Any]] = set()
 
     @property
     def models(self) -> list[Model]:
         """All that were ever to be loaded."""
         return list(self._models.values())
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a thread of the device is about a model, be it that nobody waits for it any more."""
+        return bool(self._calls)
 
     def plan(self, specs: Sequence[ModelSpec]) -> None:
         """Make known what is to be loaded first."""
@@ -172,4 +179,7 @@ class Residents:
     async def _call(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Value:
-        return await asyncio.wrap_future(self._threads.call(function, *args, **kwargs))
+        call = self._threads.call(function, *args, **kwargs)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return await asyncio.wrap_future(call)

@@ -1,4 +1,7 @@
-"""`python -m tests.e2e.failing_device FAULT serve`: the server, on a device that fails in its third pass, if ever."""
+"""`python -m tests.e2e.failing_device FAULT serve`: the server, on a device that fails in its third pass, if ever.
+
+With the fault `loads` it loads for ever once it has run a batch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from app.engine.device import Ran
 from app.engine.staging import Staged
 from app.errors import DeviceError
 from app.main import create_app
+from models import ModelSpec
 from tests.fakes import FakeDevice
 from tests.servers import SPEC
 
@@ -20,8 +24,13 @@ class Failing(FakeDevice):
         super().__init__(best_batch_size=1)
         self._fault = fault
 
+    def load(self, spec: ModelSpec, key: str) -> None:
+        if self._fault == "loads" and self.batches:
+            threading.Event().wait()  # for as long as a large model takes
+        super().load(spec, key)
+
     def run(self, key: str, staged: Staged) -> Ran:
-        if len(self.batches) < 2 or self._fault == "never":
+        if len(self.batches) < 2 or self._fault in ("never", "loads"):
             return super().run(key, staged)
         match self._fault:
             case "breaks":

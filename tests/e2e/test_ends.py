@@ -159,3 +159,14 @@ async def test_a_fault_of_the_device_ends_the_process_with_an_error(serving: Ser
         assert replies[0].status == 500
         assert await asyncio.to_thread(process.wait, 60) == 1
         assert "the engine failed" in log.read_text()
+
+
+async def test_a_model_on_its_way_to_the_device_holds_up_no_end(serving: Serving) -> None:
+    with serving("tests.e2e.failing_device", "loads", admin_key="key") as (url, _, process):
+        assert (await posted(httpx.URL(url).port or 0, picture(1))).mask[0, 0] == 1
+        async with httpx.AsyncClient(base_url=url, timeout=60, headers={"Authorization": "Bearer key"}) as client:
+            load = asyncio.create_task(client.post(f"/models/{SPEC.name}/load"))
+            await asyncio.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            assert (await load).json()["type"] == "not-ready"
+        assert await asyncio.to_thread(process.wait, DRAIN) == 0
