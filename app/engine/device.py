@@ -23,10 +23,10 @@ def find_device(name: str) -> torch.device:
         DeviceError: there is no such device
     """
     count = torch.cuda.device_count()
-    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-    if device.type != "cuda":
-        return device
-    index = device.index or 0  # a thread can be set to a device with a number alone
+    kind, _, number = (("cuda" if count else "cpu") if name == "auto" else name).partition(":")
+    if kind != "cuda":
+        return torch.device(kind)
+    index = int(number or 0)  # a thread can be set to a device with a number alone
     if index >= count:
         raise DeviceError(
             f"no device {name}: SEGLENS_DEVICE names it, but torch {torch.__version__} sees {count} CUDA devices"

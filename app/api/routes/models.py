@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 import models
 from app.api.admin import AdminDep
@@ -37,13 +37,14 @@ async def get_model(name: str, services: ServicesDep) -> ModelInfo:
     responses=problems(401, 403, 404, 422, 503),
     dependencies=[AdminDep],
 )
-async def load_model(name: str, services: ServicesDep) -> ModelInfo:
+async def load_model(name: str, request: Request, services: ServicesDep) -> ModelInfo:
     try:
         spec = await services.in_codec_thread(services.catalog.find, name)
     except models.UnknownModel as exc:
         raise UnknownModel(str(exc)) from None
     except models.ModelError as exc:
         raise LoadFailed(f"{name} could not be loaded: {exc}") from None
+    request.state.noted = {"model": name}  # for the log: there is one
     await services.engine.load(spec)
     return _describe(services, services.engine.models.model(name))
 
@@ -54,8 +55,9 @@ async def load_model(name: str, services: ServicesDep) -> ModelInfo:
     responses=problems(401, 403, 404, 422, 503),
     dependencies=[AdminDep],
 )
-async def unload_model(name: str, services: ServicesDep) -> ModelInfo:
+async def unload_model(name: str, request: Request, services: ServicesDep) -> ModelInfo:
     await services.engine.unload(name)
+    request.state.noted = {"model": name}
     return _describe(services, services.engine.models.model(name))
 
 

@@ -80,7 +80,9 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch, name: str, coun
     assert find_device(name) == torch.device(expected)
 
 
-@pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:99", 8)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:99", 8), ("cuda:99999999999", 1)]
+)
 def test_devices_that_are_not(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for look in (find_device, lambda name: Worker(name, 0)):

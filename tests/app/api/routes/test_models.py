@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from models import CheckpointError, list_models
 from tests.fakes import FakeDevice
@@ -77,6 +79,20 @@ async def test_a_model_goes_and_comes_back(
         assert (
             await client.post("/segment", params={"model": other, "format": "png"}, content=street)
         ).status_code == 200
+
+
+async def test_the_log_says_which_model_came_or_went(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    name, device = list_models()[1].name, FakeDevice()
+    async with serve(worker=device, **ADMIN) as (_, client, _):
+        with caplog.at_level(logging.INFO, "app.api"):
+            for path in (f"{name}/unload", f"{name}/load", "made-up/unload", "made-up/load"):
+                await client.post(f"/models/{path}", headers=KEY)
+            device.error = CheckpointError("new.pth: holds NaN or infinite weights")
+            await client.post(f"/models/{name}/load", headers=KEY)
+    lines = [record.__dict__["fields"] for record in caplog.records if record.name == "app.api.middleware"]
+    assert [line.get("model") for line in lines] == [name, name, None, None, name]
 
 
 async def test_a_failed_load_says_why_and_leaves_the_old_one_serving(
