@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
 from app import errors
+from app.api.headers import declare
 from app.errors import ServiceError
 from app.logs import fields
 
@@ -137,6 +138,7 @@ def install(app: FastAPI) -> None:
     def describe_with_problem() -> dict[str, Any]:
         document = describe()
         document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        declare(document)
         return document
 
     app.openapi = describe_with_problem  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -18,6 +18,7 @@ from app.api.dependencies import ServicesDep
 from app.api.derived import Derived
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems
+from app.api.headers import CACHED, TIMINGS
 from app.api.negotiation import negotiate
 from app.api.parameters import describe_query, from_query
 from app.api.record import Record
@@ -92,8 +93,12 @@ class AttentionQuery(BaseModel):
     summary="Where a pixel or a class looked, or who looked at it",
     response_model=AttentionReply,
     responses={
-        200: {"content": {**IMAGE_CONTENT, NPY: {}}, "description": "The weights, as a picture or as numbers."},
-        304: {"description": "As the `ETag` in `If-None-Match`."},
+        200: {
+            "content": {**IMAGE_CONTENT, NPY: {}},
+            "headers": CACHED | TIMINGS,
+            "description": "The weights, as a picture or as numbers.",
+        },
+        304: {"headers": CACHED, "description": "As the `ETag` in `If-None-Match`."},
         **problems(404, 406, 422, 429, 503, 504),
     },
     openapi_extra={"parameters": describe_query(AttentionQuery)},

@@ -22,6 +22,7 @@ from app.api.decoding import Picture
 from app.api.dependencies import Services, services_of
 from app.api.disconnect import CLIENT_CLOSED_REQUEST, ClientLeft, while_connected
 from app.api.errors import problems, to_problem
+from app.api.headers import RESULT
 from app.api.inference import choose_inference
 from app.api.negotiation import negotiate
 from app.api.parameters import BareRoute, describe_header, describe_query, read_header, read_query
@@ -47,7 +48,7 @@ Fitting = Callable[[tuple[int, int]], str]  # width and height to media type
     summary="Segment an image",
     response_model=SegmentReply | ComparisonReply | list[CocoSegment],
     responses={
-        200: {"content": CONTENT, "description": "The mask, in the format asked for."},
+        200: {"content": CONTENT, "headers": RESULT, "description": "The mask, in the format asked for."},
         **problems(400, 404, 406, 413, 415, 422, 429, 503, 504, 507),
     },
     openapi_extra={
