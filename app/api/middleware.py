@@ -72,8 +72,8 @@ class RequestMiddleware:
 
     def _note(self, scope: Scope, method: str, status: int, started: float) -> None:
         ended = time.perf_counter()
-        # A template, never the path itself: ids in labels would make a series a request.
-        route = getattr(scope.get("route"), "path", "unmatched")
+        # A template, never the path itself: ids in labels would make a series a request. Of files, their folder.
+        route: str = getattr(scope.get("route"), "path", None) or scope.get("root_path") or "unmatched"
         # So would a method, which a client makes up as it likes.
         method = method if method in METHODS else "other"
         self.metrics.http_request(method, route, status, ended - started)

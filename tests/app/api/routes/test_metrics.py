@@ -45,8 +45,11 @@ async def test_routes_are_templates(client: httpx.AsyncClient, posted: dict[str,
     await client.get("/models/some-name")
     await client.get("/no/such/path")
     await client.get("/segment")
+    await client.get("/web/app.js")
+    await client.get("/web/no/such/file")
     routes = {labels["route"] for labels in await labels_of(client, "seglens_http_requests_total")}
     assert {"/results/{result_id}", "/attention/{result_id}/info", "/models/{name}", "/segment", "unmatched"} <= routes
+    assert {route for route in routes if "web" in route} == {"/web"}
     assert posted["id"] not in (await client.get("/metrics")).text
 
 
