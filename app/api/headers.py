@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 Headers = dict[str, dict[str, Any]]
 
 
-def _described(kind: str, **descriptions: str) -> Headers:
-    return {
-        name.replace("_", "-"): {"description": description, "schema": {"type": kind}}
-        for name, description in descriptions.items()
-    }
+def _described(descriptions: Mapping[str, str], kind: str = "string") -> Headers:
+    return {name: {"description": text, "schema": {"type": kind}} for name, text in descriptions.items()}
 
 
-TIMINGS = _described("string", Server_Timing="Milliseconds by stage and module, for a browser's developer tools.")
+TIMINGS = _described({"Server-Timing": "Milliseconds by stage and module, for a browser's developer tools."})
 RESULT = TIMINGS | _described(
-    "string",
-    X_Result_Id="By which the result is fetched again, if it is kept; of several models the first one's.",
-    Link="The attention of each result that has some.",
+    {
+        "X-Result-Id": "By which the result is fetched again, if it is kept; of several models the first one's.",
+        "Link": "The attention of each result that has some.",
+    }
 )
-CACHED = _described("string", ETag="For `If-None-Match`.", Cache_Control="For as long as the result is kept.")
+CACHED = _described({"ETag": "For `If-None-Match`.", "Cache-Control": "For as long as the result is kept."})
 
-_ALWAYS = _described("string", X_Request_ID="The request's own id, or one made up; errors and the log have it too.")
+_ALWAYS = _described({"X-Request-ID": "The request's own id, or one made up; errors and the log have it too."})
 _BY_STATUS = {
-    "401": _described("string", WWW_Authenticate="Bearer."),
-    "429": _described("integer", Retry_After="Seconds after which to come back; a promise by POST /segment."),
-    "503": _described("integer", Retry_After="Seconds after which to come back, unless only an operator can help."),
+    "401": _described({"WWW-Authenticate": "Bearer."}),
+    "429": _described({"Retry-After": "Seconds after which to come back; a promise by POST /segment."}, "integer"),
+    "503": _described({"Retry-After": "Seconds after which to come back; none if only a load helps."}, "integer"),
 }
 
 
