@@ -15,24 +15,25 @@ class Cost:
     MEMORY = 0.95  # weight of the past at each new batch: about the last twenty count
     MINIMUM = 5  # batches before a prediction is made
 
-    count: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, x, x^2, t, x*t
+    _count: int = 0
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, x, x^2, t, x*t
+    _constant: float = 0.0
+    _slope: float = 0.0
 
     def learn(self, x: float, seconds: float) -> None:
-        self.count += 1
+        self._count += 1
         new = (1.0, x, x * x, seconds, x * seconds)
-        self.sums = [self.MEMORY * old + value for old, value in zip(self.sums, new, strict=True)]
-
-    def predict(self, x: float) -> float | None:
-        """Seconds of a batch of this size, or None as long as too little is known."""
-        if self.count < self.MINIMUM:
-            return None
-        ones, xs, xx, t, xt = self.sums
+        self._sums = [self.MEMORY * old + value for old, value in zip(self._sums, new, strict=True)]
+        ones, xs, xx, t, xt = self._sums
         spread = ones * xx - xs * xs
         slope = (ones * xt - xs * t) / spread if spread > 1e-6 * ones * xx else t / xs
         # Neither part of a cost is negative; noise may say otherwise.
-        slope = min(max(slope, 0.0), t / xs)
-        return max(0.0, t - slope * xs) / ones + slope * x
+        self._slope = min(max(slope, 0.0), t / xs)
+        self._constant = max(0.0, t - self._slope * xs) / ones
+
+    def predict(self, x: float) -> float | None:
+        """Seconds of a batch of this size, or None as long as too little is known."""
+        return None if self._count < self.MINIMUM else self._constant + self._slope * x
 
 
 class Costs:
@@ -43,8 +44,8 @@ class Costs:
     def __init__(self) -> None:
         self._lanes: OrderedDict[Lane, Cost] = OrderedDict()
         self._models: dict[str, Cost] = {}
-        self._last: dict[str, Lane] = {}  # of a model
         self._image_pixels: dict[str, float] = {}  # of a model's recent images, the mean
+        self._typical: dict[str, Lane] = {}  # of a model
 
     def learn(self, lane: Lane, size: int, seconds: float) -> None:
         self._lanes.setdefault(lane, Cost()).learn(size, seconds)
@@ -52,17 +53,14 @@ class Costs:
         if len(self._lanes) > self.LANES:
             self._lanes.popitem(last=False)
         self._models.setdefault(lane.model, Cost()).learn(size * lane.pixels, seconds)
-        self._last[lane.model] = lane
         mean = self._image_pixels.get(lane.model, lane.pixels)
-        self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
+        mean = self._image_pixels[lane.model] = Cost.MEMORY * mean + (1 - Cost.MEMORY) * lane.pixels
+        alike = abs(lane.pixels - mean) < 0.01 * mean
+        self._typical[lane.model] = lane if alike else Lane(lane.model, (1, max(1, round(mean))))
 
     def typical(self, model: str) -> Lane:
         """A lane for images whose size is not known yet: the last one, if all have that size, else one of mean size."""
-        pixels = self._image_pixels.get(model, 1.0)
-        last = self._last.get(model)
-        if last is not None and abs(last.pixels - pixels) < 0.01 * pixels:
-            return last
-        return Lane(model, (1, max(1, round(pixels))))
+        return self._typical.get(model) or Lane(model, (1, 1))
 
     def of_batch(self, lane: Lane, size: int) -> float | None:
         """Seconds of the whole device for so many images at once, or None as long as too little is known."""

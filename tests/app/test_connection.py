@@ -7,12 +7,13 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from app.connection import MAX_HEAD_BYTES, Connection
+from app.connection import MAX_HEAD_BYTES, Connection, _Answering
 from tests.fakes import until
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -22,6 +23,9 @@ Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the length of the body; a path is how many seconds that takes, a query sizes of more in parts."""
     length, more = 0, scope["method"] == "POST"
+    start = {"type": "http.response.start", "status": 200}
+    if is_early := (b"tell", b"at once") in scope["headers"]:
+        await send({**start, "headers": [(b"content-length", b"3")]})
     while more:
         message = await receive()
         length, more = length + len(message["body"]), message["more_body"]
@@ -31,8 +35,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         b"".join([b"%d" % length, *added]),
         *(bytes(int(size)) for size in scope["query_string"].split(b",") if size),
     ]
-    headers = [(b"content-length", b"%d" % sum(map(len, parts)))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if not is_early:
+        await send({**start, "headers": [(b"content-length", b"%d" % sum(map(len, parts)))]})
     for index, part in enumerate(parts, 1):
         await send({"type": "http.response.body", "body": part, "more_body": index < len(parts)})
 
@@ -121,6 +125,44 @@ async def test_a_request_may_take_longer(opened: Opened) -> None:
         await asyncio.sleep(0.4)
         writer.write(b"x")
     assert await answer(reader) == b"5"
+
+
+async def test_a_head_is_sent_with_what_follows_at_once() -> None:
+    """A client can't tell for certain: two packets may be read as one."""
+    cycle, transport = Mock(), Mock()
+    answering = _Answering(cycle, transport, asyncio.get_running_loop())
+    for data in (b"head", b"body", b"more"):
+        answering.write(data)
+    await asyncio.sleep(0)
+    assert transport.mock_calls == [call.writelines([b"head", b"body"]), call.write(b"more")]
+
+
+@ample
+async def test_a_head_is_sent_though_no_body_is(opened: Opened) -> None:
+    reader, writer = opened
+    for _ in range(2):
+        writer.write(GET.replace(b"GET", b"HEAD"))
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).startswith(b"HTTP/1.1 200")
+
+
+@ample
+async def test_or_comes_later(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(b"POST /?1,1 HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nTell: at once\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    assert head.startswith(b"HTTP/1.1 200")
+    writer.write(b"12345")
+    assert await asyncio.wait_for(reader.readexactly(3), 30) == b"5\0\0"
+
+
+@ample
+async def test_leave_to_send_comes_before_the_body_does(opened: Opened) -> None:
+    reader, writer = opened
+    for _ in range(2):
+        writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"12345")
+        assert await answer(reader) == b"5"
 
 
 @ample
