@@ -1,7 +1,7 @@
 """What a request's query and headers say, read by pydantic.
 
 FastAPI would read them too, but looks at every field's type anew for every request, which is much of what a request
-costs beside its model (DECISIONS, 2026-11-26).
+costs beside its model (DECISIONS.md, HTTP edge).
 """
 
 from __future__ import annotations
