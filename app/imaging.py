@@ -188,5 +188,12 @@ def mark(image: Array, point: tuple[int, int]) -> Array:
 
 def resize_map(values: NDArray[np.float32], size: tuple[int, int], is_smooth: bool = True) -> NDArray[np.float32]:
     """Resize a map of numbers [h, w] to (height, width): bilinearly, or each pixel from the cell it lies in."""
-    how = Image.Resampling.BILINEAR if is_smooth else Image.Resampling.NEAREST
-    return np.array(Image.fromarray(values).resize((size[1], size[0]), how))
+    if is_smooth:
+        return np.array(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    # Pillow adds up steps: many a pixel whose middle lies on a border would be in another cell than /attention says.
+    rows, columns = (
+        ((np.arange(pixels) + 0.5) * cells / pixels).astype(np.int64)
+        for cells, pixels in zip(values.shape, size, strict=True)
+    )
+    resized: NDArray[np.float32] = values[rows][:, columns]
+    return resized

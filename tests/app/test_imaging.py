@@ -24,6 +24,7 @@ from app.imaging import (
     mark,
     resize_map,
 )
+from models.attention_maps import cell_of
 
 Array = NDArray[np.uint8]
 
@@ -483,3 +484,12 @@ def test_a_map_is_resized_between_its_values() -> None:
     assert (np.diff(resized, axis=1) >= 0).all()
     assert resized.mean() == pytest.approx(1.5)
     assert np.array_equal(resize_map(values, (2, 2)), values)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (7, 5), (45, 60), (101, 3)])
+@pytest.mark.parametrize("grid", [(40, 27), (2, 2), (30, 40)])
+def test_without_smoothing_each_pixel_is_of_the_cell_it_lies_in(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    values = np.arange(grid[0] * grid[1], dtype=np.float32).reshape(grid)
+    rows = [cell_of(0, y, size[1], size[0], grid)[0] for y in range(size[0])]
+    columns = [cell_of(x, 0, size[1], size[0], grid)[1] for x in range(size[1])]
+    assert np.array_equal(resize_map(values, size, is_smooth=False), values[np.ix_(rows, columns)])
