@@ -82,7 +82,7 @@ class AttentionMap:
         """In bits, of the shares of the sum: log2 of how many cells it would be, had all the same."""
         positive = self.weights[self.weights > 0]
         shares = positive / positive.sum()
-        return float(-(shares * np.log2(shares)).sum())
+        return max(0.0, float(-(shares * np.log2(shares)).sum()))  # rounded, it could be a little less, or a minus 0
 
 
 def attention_map(record: Record, question: Question, derived: Derived) -> AttentionMap:
@@ -227,7 +227,7 @@ def blocks_of(record: Record) -> list[str]:
     if not traces:
         raise InvalidParameter(
             f"result {record.id} has no attention: it was made with attention=false, by a model without any, or in "
-            "passes of which none saw the whole image as usual, as by mode=slide or scales without 1"
+            "passes of which none saw the whole image as usual; with mode=whole one does, unless scales leave out 1"
         )
     return list(dict.fromkeys(trace.block for trace in traces))
 

@@ -211,7 +211,7 @@ async def test_points_outside(
     ("made", "reason"),
     [
         ({"attention": "false"}, "attention=false"),
-        ({"mode": "slide", "scales": "2"}, "mode=slide"),
+        ({"mode": "slide", "scales": "2"}, "with mode=whole one does"),
         ({"scales": "0.5,1.5"}, "scales"),
     ],
 )
