@@ -1,10 +1,10 @@
 // The service's HTTP API, as far as the page needs it.
 
-/** An error of the API: its own words, and the id under which the server's log has it. */
+/** An error of the API: its own words, the id under which the server's log has it, and the seconds to wait. */
 export class Problem extends Error {
-  constructor({ type = "error", title = "Error", status = 0, detail = "", instance = "" }) {
+  constructor({ type = "error", title = "Error", status = 0, detail = "", instance = "", retry_after: wait = 0 }) {
     super(detail || title);
-    Object.assign(this, { type, title, status, instance });
+    Object.assign(this, { type, title, status, instance, wait });
   }
 }
 

@@ -41,25 +41,34 @@ function showBusy(text, share = null) {
   else byId("progress").value = share;
 }
 
-function showProblem(error) {
+/**
+ * @param again does anew what failed, if that may help
+ * @param of "map" if it is settled by the next map that comes
+ */
+function showProblem(error, again = null, of = "") {
   if (error.name === "AbortError") return; // something newer is under way, and says so itself
   showBusy("");
   const expired = error.type === "result-expired";
   byId("problem").hidden = false;
-  byId("problem").dataset.type = error.type ?? "page";
+  byId("problem").dataset.of = of;
   byId("problem-title").textContent = expired ? "This result is gone." : `${error.title ?? "The page failed"}:`;
   byId("problem-detail").textContent = expired
     ? `The server keeps results for a while only: ${error.message}. Choose the picture again; your settings are kept.`
-    : error.message;
+    : error.message + (error.wait ? `; try again in ${Math.ceil(error.wait)} s` : "");
   byId("problem-id").textContent = error.instance ? `request ${error.instance}` : "";
+  byId("problem-again").hidden = !again || !mayPass(error);
+  byId("problem-again").onclick = () => { byId("problem").hidden = true; again(); };
   if (!error.type) console.error(error); // a bug of the page's own
 }
 
-const guarded = (action) => async (...values) => {
+/** What the server may take a little later: it is busy, not ready, or out of reach. */
+const mayPass = ({ type, status }) => type === "unreachable" || status === 429 || status >= 500;
+
+const guarded = (action) => async function run(...values) {
   try {
     return await action(...values);
   } catch (error) {
-    showProblem(error);
+    showProblem(error, () => run(...values));
     return null;
   }
 };
@@ -96,12 +105,12 @@ async function need(names, work = state) {
   if (signal.aborted) throw new DOMException("a newer picture was chosen", "AbortError");
   for (const result of made) results.set(result.model.name, result);
   showBusy("");
-  if (failures.length) showProblem(failureOf(failures));
+  if (failures.length) showProblem(failureOf(failures), () => switching(state.model, state.comparing));
 }
 
 /** What to say where some of several models failed. */
 function failureOf([{ model, problem }, ...others]) {
-  const more = others.length ? ` And ${others.length} more.` : "";
+  const more = others.length ? `; ${others.length} more failed` : "";
   return new Problem({ ...problem, title: `${modelNamed(model).title}: ${problem.title}`, detail: problem.detail + more });
 }
 
@@ -154,9 +163,9 @@ async function look(about) {
   noteChange();
   try {
     await stage().follow(about);
-    if (byId("problem").dataset.type === "unreachable") byId("problem").hidden = true; // here it is again
+    if (byId("problem").dataset.of === "map") byId("problem").hidden = true;
   } catch (error) {
-    if (error.type !== "result-expired" || !state.file) return showProblem(error);
+    if (error.type !== "result-expired" || !state.file) return showProblem(error, () => look(state.about), "map");
     const fresh = { file: state.file, picture: state.picture, results: new Map() };
     await guarded(async () => { await need([...state.results.keys()], fresh); Object.assign(state, fresh); showAll(); })();
   }
@@ -271,16 +280,24 @@ window.addEventListener("hashchange", () => { // another link, or the one before
 });
 bindSettings(view, restyle);
 closeable(byId("menu"));
-byId("model").addEventListener("change", guarded((event) => switchTo(event.target.value, false)));
-byId("compare").addEventListener("click", guarded(() => switchTo(state.model, !state.comparing)));
+const switching = guarded(switchTo);
+byId("model").addEventListener("change", (event) => switching(event.target.value, false));
+byId("compare").addEventListener("click", () => switching(state.model, !state.comparing));
 byId("share").addEventListener("click", guarded(copyLink));
 byId("another").addEventListener("click", startOver);
 byId("problem-close").addEventListener("click", () => { byId("problem").hidden = true; });
 const ready = guarded(begin)();
-// Together, so that a picture that can't be had before all is ready is heard of, and no stray error.
-const receive = guarded(async (file) => { await open((await Promise.all([file, ready]))[0]); });
 let opening = Promise.resolve(); // until the newest picture is there, or has failed
-listenForPictures((file) => { opening = receive(file); });
+listenForPictures(guarded((fetchFile, note) => {
+  // Together, so that a picture that can't be had before all is ready is heard of, and no stray error.
+  const opened = Promise.all([fetchFile(), ready]).then(async ([file]) => {
+    if (!state.models.length) await begin(); // which has failed before
+    await open(file);
+    if (note) showProblem(note);
+  });
+  opening = opened.catch(() => null);
+  return opened;
+}));
 byId("brighter").addEventListener("click", (event) => {
   byId("norm").value = event.target.value;
   byId("norm").dispatchEvent(new Event("input"));

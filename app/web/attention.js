@@ -177,11 +177,17 @@ function countCells(mask, rows, columns) {
   });
 }
 
-/** Has a panel say so if its map takes long: dense attention of many cells may take seconds, the first time. */
+/**
+ * Has a panel say so if its map takes long, and lose its colours until that has come: dense attention of many cells may
+ * take seconds, the first time.
+ */
 export async function patiently(panel, work) {
   const timer = setTimeout(() => panel.showWait("Computing the attention"), 600);
+  panel.element.classList.add("stale");
   try {
-    return await work;
+    const map = await work;
+    panel.element.classList.remove("stale");
+    return map;
   } finally {
     clearTimeout(timer);
     panel.showWait("");

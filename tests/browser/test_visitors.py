@@ -37,6 +37,15 @@ def test_a_picture_that_is_dropped_or_pasted(opened: Opened, event: str) -> None
     expect(page.locator("#start")).to_be_hidden()
 
 
+def test_of_several_files_the_first_is_shown(opened: Opened) -> None:
+    page = opened()
+    transfer = page.evaluate_handle(TRANSFER, base64.b64encode(SAMPLE.read_bytes()).decode())
+    transfer.evaluate("transfer => { transfer.items.add(new File(['no picture'], 'notes.txt')); }")
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    page.locator(f"{HEAT}[data-cell]").wait_for()
+    expect(page.get_by_role("alert")).to_contain_text("This is street.jpg, the first of the 2 files.")
+
+
 def test_by_keyboard_alone(opened: Opened) -> None:
     page = opened()
     page.locator("#model option").first.wait_for(state="attached")
@@ -281,6 +290,7 @@ def test_what_is_no_picture(opened: Opened, api: httpx.Client, tmp_path: Path) -
     for said in (refused["title"], refused["detail"], reply.value.headers["x-request-id"]):
         expect(problem).to_contain_text(said)
     expect(page.locator("#busy")).to_be_hidden()
+    expect(problem.get_by_role("button", name="Try again")).to_be_hidden()  # the server won't change its mind
     shoot(page, "problem")
     choose(page)  # and all is well
     expect(problem).to_be_hidden()
