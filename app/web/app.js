@@ -234,7 +234,15 @@ async function copyLink() {
   setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);
 }
 
+/** The browser's way back leads to the picture that is on show, as its link does. */
+function leaveBehind() {
+  clearTimeout(noting);
+  history.replaceState(null, "", writeLink(linkValues()));
+  history.pushState(null, "", writeLink({ ...linkValues(), x: "", y: "", class: "", ids: "" }));
+}
+
 function startOver() {
+  leaveBehind();
   state.abort.abort(); // what the old picture still waits for
   state.abort = new AbortController();
   showBusy("");

@@ -26,6 +26,23 @@ def test_a_link_is_opened_in_a_tab_that_has_the_page(opened: Opened) -> None:
     expect(page).to_have_url(re.compile(f"[#&]ids={before}"))
 
 
+def test_the_way_back_from_a_new_picture(opened: Opened) -> None:
+    page = opened()
+    first = choose(page)
+    click(page.locator("#mask-stage .panel"), 0.31, 0.71)
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    page.locator("#another").click()
+    expect(page.locator("#start")).to_be_visible()
+    page.go_back()
+    wait_for_cell(page.locator(HEAT), 21, 12)
+    expect(page).to_have_url(re.compile(f"[#&]ids={first}"))
+    page.go_forward()
+    expect(page.locator("#start")).to_be_visible()
+    choose(page)
+    page.go_back()
+    wait_for_cell(page.locator(HEAT), 21, 12)
+
+
 def test_a_link_is_copied_where_the_page_comes_from_another_machine(opened: Opened) -> None:
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     choose(page)
