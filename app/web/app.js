@@ -127,7 +127,13 @@ const modelNamed = (name) => state.models.find((model) => model.name === name);
 
 // ---- showing ------------------------------------------------------------------------------------------------------
 
-const handlers = { onPoint: (point) => look(point), onClass: (name) => look({ class: name }), onMap: (key) => { view.map = key; restyle(true); }, announce };
+/** On phones its map is far above the class. */
+function lookAtClass(name) {
+  if (byId("heat-stage").getBoundingClientRect().bottom < 0) byId("heat-part").scrollIntoView();
+  look({ class: name });
+}
+
+const handlers = { onPoint: (point) => look(point), onClass: lookAtClass, onMap: (key) => { view.map = key; restyle(true); }, announce };
 const inspector = new Inspector(view, handlers);
 const comparison = new Comparison(byId("cards"), view, handlers);
 const stage = () => (state.comparing ? comparison : inspector);

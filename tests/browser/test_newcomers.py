@@ -136,6 +136,14 @@ def test_a_finger_taps_and_a_mouse_clicks(opened: Opened) -> None:
             assert word not in said(phone)
 
 
+def test_a_class_that_is_far_below_its_map(opened: Opened) -> None:
+    phone = opened(**PHONE)
+    choose(phone)
+    phone.locator("#legend .ask").last.tap()
+    phone.locator(f'{HEAT}[data-cell="all"]').wait_for()
+    expect(phone.locator(HEAT)).to_be_in_viewport(ratio=1)
+
+
 def test_nothing_overlaps_in_the_narrowest_window(opened: Opened) -> None:
     page = opened(viewport={"width": NARROWEST, "height": 600})
     choose(page)
