@@ -9,8 +9,8 @@ const EXPLAINED = {
   "cca:1": "One pass: a cell looks along its own row and column.",
   "cca:2": "The second pass alone, again along row and column.",
   "cca:composed": "Both passes, multiplied out: by way of a crossing, a cell reaches every other.",
-  "afnb:all": "Pyramid attention from high to low features.",
-  "apnb:all": "Pyramid attention over 110 anchors.",
+  "afnb:all": "Pyramid attention: high-level features look at averages of low-level ones.",
+  "apnb:all": "Pyramid of 110 anchors that average parts of the picture; overlaps show as lines.",
   "nl:": "Dense attention: every cell against every other.",
   "pam:": "Dense attention without a scale: every cell against every other.",
 };
