@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 
 import torch
 from fastapi import FastAPI
-from fastapi_swagger import patch_fastapi
 
 from app import __version__
 from app.api import errors
@@ -56,6 +55,7 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # they would go to `http://`, also behind a proxy that speaks TLS
         # FastAPI's own spans tell paths and queries, whose ids open results; app/traces.py writes ours.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
@@ -94,9 +94,8 @@ def create_app(settings: Settings, worker: Device | None = None, specs: Sequence
     )
     for routes in (segment, results, attention, models, health, metrics, page):
         app.include_router(routes.router)  # in this order a request is compared with them
-    # FastAPI's own pages at /docs load their scripts from another host; these come with the package.
-    patch_fastapi(app, redirect_from_root_to_docs=False)
-    app.mount("/web", page.Files(directory=page.WEB))
+    app.mount("/web", page.web)
+    app.mount("/swagger", page.swagger)
     errors.install(app)
     app.state.spans = open_spans(os.environ)
     app.add_middleware(RequestMiddleware, metrics=series, spans=app.state.spans)

@@ -78,6 +78,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, dict[str, Any]]] = {
     "unknown result": ({"url": "/results/nope"}, 404, "result-expired", {}),
     "result, wrong format": ({"url": "/results/nope?format=bmp"}, 422, "invalid-parameter", {}),
     "unknown route": ({"url": "/segments"}, 404, "unknown-route", {}),
+    "unknown route, but for a slash": ({"url": "/models/"}, 404, "unknown-route", {}),
     "missing page file": ({"url": "/web/nope.js"}, 404, "unknown-route", {}),
     **{
         f"timeout {value!r}": (
