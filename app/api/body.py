@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from fastapi import Request
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message, Receive
 
 from app.errors import MalformedBody, TooLarge, UnsupportedEncoding, UnsupportedImage
@@ -74,18 +75,34 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     return body
 
 
+class _Form(MultiPartParser):
+    """Takes a part for a file by `filename*` too, which is all that old clients say where a name is beyond ASCII.
+
+    RFC 7578 forbids it, but urllib3 did so before 1.25, and with it Python's requests.
+    """
+
+    def on_headers_finished(self) -> None:
+        disposition = self._current_part.content_disposition or b""
+        # Nobody asks for the name itself.
+        self._current_part.content_disposition = disposition.replace(b"filename*=", b"filename=")
+        super().on_headers_finished()
+
+
 async def _read_form(request: Request) -> bytes:
     try:
-        async with request.form(max_files=4, max_fields=16) as form:
-            files = [value for name, value in form.multi_items() if name in FIELDS and isinstance(value, UploadFile)]
-            if len(files) != 1:
-                raise MalformedBody(
-                    f"the form has {len(files)} files named {' or '.join(FIELDS)}; send one", limit=1, actual=len(files)
-                )
-            return await files[0].read()
-    except (MultiPartException, HTTPException) as exc:
-        reason = exc.message if isinstance(exc, MultiPartException) else exc.detail
-        raise MalformedBody(f"a broken form: {reason}") from None
+        async with aclosing(request.stream()) as stream:
+            form = await _Form(request.headers, stream, max_files=4, max_fields=16).parse()
+    except (MultiPartException, UnicodeError) as exc:
+        raise MalformedBody(f"a broken form: {exc}") from None
+    try:
+        files = [value for name, value in form.multi_items() if name in FIELDS and isinstance(value, UploadFile)]
+        if len(files) != 1:
+            raise MalformedBody(
+                f"the form has {len(files)} files named {' or '.join(FIELDS)}; send one", limit=1, actual=len(files)
+            )
+        return await files[0].read()
+    finally:
+        await form.close()
 
 
 def _limited(request: Request, max_bytes: int) -> Receive:

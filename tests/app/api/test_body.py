@@ -46,6 +46,13 @@ async def test_form(field: str) -> None:
     assert await read_image(request_of(body[:70], body[70:], content_type=FORM), 1000) == b"abc"
 
 
+@pytest.mark.parametrize("plain", [b"", b'filename="a.png"; '])
+async def test_form_of_an_old_client(plain: bytes) -> None:
+    """Which names a file beyond ASCII as no form may, and urllib3 before 1.25 did."""
+    named = part("image", b"abc").replace(b'filename="a.png"', plain + b"filename*=utf-8''stra%C3%9Fe.png")
+    assert await read_image(request_of(named + b"--x--\r\n", content_type=FORM), 1000) == b"abc"
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/json", "images/png", "multipart/mixed"])
 async def test_other_types_are_named(content_type: str) -> None:
     with pytest.raises(UnsupportedImage, match=content_type):
@@ -80,6 +87,7 @@ async def test_bytes_are_counted_whatever_is_announced(length: str) -> None:
         ([part("image", b"a") + part("image", b"b") + b"--x--\r\n"], FORM, MalformedBody),
         ([part("image", b"") + b"--x--\r\n"], FORM, MalformedBody),
         ([part("image", b"abc" * 400) + b"--x--\r\n"], FORM, TooLarge),
+        ([part("image", b"abc") + b"--x--\r\n"], FORM + "; charset=undefined", MalformedBody),
     ],
 )
 async def test_not_one_image(chunks: list[bytes], content_type: str, error: type[ServiceError]) -> None:
