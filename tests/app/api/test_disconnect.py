@@ -25,6 +25,7 @@ def request_of(*messages: str, leave: asyncio.Event | None = None) -> Request:
 
 async def test_work_that_is_done() -> None:
     async def work() -> int:
+        await asyncio.sleep(0.01)
         return 3
 
     assert await while_connected(request_of("http.request"), work()) == 3

@@ -14,7 +14,7 @@ from fastapi import Request
 from app.api.body import read_image
 from app.api.dependencies import Services
 from app.api.reception import Reception
-from app.errors import MalformedBody, QueueFull, ServiceError, TooLarge, UnsupportedImage
+from app.errors import MalformedBody, NotReady, QueueFull, ServiceError, TooLarge, UnsupportedImage
 from app.metrics import Metrics
 from tests.fakes import FakeDevice, until
 
@@ -32,8 +32,13 @@ def request_of(*chunks: bytes, content_type: str = "") -> Request:
 
 
 @pytest.fixture
-def reception() -> Reception:
-    return Reception(100, Metrics())
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def reception(metrics: Metrics) -> Reception:
+    return Reception(100, metrics)
 
 
 async def test_what_has_come_counts_until_the_body_is_there(reception: Reception) -> None:
@@ -90,6 +95,40 @@ async def test_a_body_that_is_given_up_holds_nothing(
     with pytest.raises(error), reception.receiving(request, 20, ["m"]) as coming:
         await read_image(coming, 30)
     assert reception.nbytes == 0
+
+
+@pytest.mark.parametrize(
+    ("is_stopped", "is_cancelled", "error"),
+    [(True, False, NotReady), (False, True, asyncio.CancelledError), (True, True, asyncio.CancelledError)],
+)
+async def test_a_body_that_has_yet_to_come_is_refused_when_the_server_ends(
+    reception: Reception, metrics: Metrics, is_stopped: bool, is_cancelled: bool, error: type[BaseException]
+) -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def wait() -> None:
+        with reception.receiving(Request({"type": "http", "headers": []}, receive), 0, ["m"]) as coming:
+            await read_image(coming, 1000)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0.001)
+    if is_stopped:
+        reception.stop()
+    if is_cancelled:
+        task.cancel()
+    with pytest.raises(error):
+        await asyncio.wait_for(task, 10)
+    rejected = metrics.registry.get_sample_value("seglens_images_total", {"model": "m", "outcome": "rejected"})
+    assert rejected == (1 if error is NotReady else None)
+
+
+async def test_one_that_has_come_is_not(reception: Reception) -> None:
+    with reception.receiving(request_of(b"a"), 1, ["m"]) as coming:
+        await read_image(coming, 1000)
+    reception.stop()
+    await asyncio.sleep(0)  # where it would be told so
 
 
 async def test_clients_that_trickle_are_refused_beyond_the_limit(
