@@ -12,10 +12,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 # Of a request's head, its first line and its headers: what comes after them has limits of its own.
 MAX_HEAD_BYTES = 1 << 16
-TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-    b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s"
-)
+MAX_WAITING = 100  # requests that came before the one ahead of them was answered; each takes some kilobytes
+SILENCE = 1  # second: as the server ends, it waits no longer for a body that nobody reads and that does not come
+REFUSAL = b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n%s"
 
 
 class _Answering:
@@ -55,22 +54,23 @@ class _Answering:
 
     def close(self) -> None:
         self._flush()
-        if self._cycle.response_complete and self._cycle.more_body and not self.is_closing():
+        if self._cycle.response_complete and self._cycle.more_body:
             self._transport.write_eof()
         else:
             self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with three limits and one repair.
+    """uvicorn's connection with four limits and one repair.
 
     * It ends if the head of the next request is not complete within the time that idle connections have.
     * It is refused if a head has more than `MAX_HEAD_BYTES`.
+    * It is refused if more than `MAX_WAITING` requests wait on it.
     * It is cut off if the client takes nothing of its answer for as long as idle connections may last.
     * A request that asks for another protocol (`Upgrade`, as Java's client and `curl --http2` do) keeps its body.
 
-    uvicorn alone would wait for ever in the first and third case, keep all that comes in the second, and lose the body
-    in the last.
+    uvicorn alone would wait for ever in the first and fourth case, keep all that comes in the second, take as many as
+    one read holds in the third, some ten thousand, and lose the body in the last.
     """
 
     _in_head = False
@@ -81,6 +81,7 @@ class Connection(HttpToolsProtocol):
     _timeout: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None
     _look: asyncio.TimerHandle
+    _heard = True  # whether anything has come since this was last looked at
     _untaken: int | None = None  # bytes not yet sent at the last look, if none can be added before the next look
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -92,7 +93,7 @@ class Connection(HttpToolsProtocol):
         self._wait_no_more()
         self._look.cancel()
         # uvicorn tells the last request alone that its client has left; an earlier one may yet have to be answered.
-        if self._running is not None and not self._running.response_complete:
+        if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
@@ -111,6 +112,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._advanced = False, True
+        if len(self.pipeline) >= MAX_WAITING:
+            self._refuse(b"429 Too Many Requests", b"%d requests wait already for the one ahead of them" % MAX_WAITING)
+            raise ConnectionAbortedError  # which ends the parser's work
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -118,7 +122,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def data_received(self, data: bytes) -> None:
-        self._advanced = False
+        self._advanced, self._heard = False, True
         unread = memoryview(data)
         while unread:
             self._read = len(unread)
@@ -130,17 +134,24 @@ class Connection(HttpToolsProtocol):
             self._wait_no_more()
         self._head_bytes = 0 if self._advanced else self._head_bytes + len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse()
+            reason = b"the head of a request has more than %d bytes" % MAX_HEAD_BYTES
+            self._refuse(b"431 Request Header Fields Too Large", reason)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        if self.cycle is not None and self.cycle.response_complete and not self.cycle.keep_alive:
+        if self._is_over:
             self.transport.close()  # it was open for this alone
+
+    def send_400_response(self, msg: str) -> None:  # unless other words were the last
+        if not self._is_over and not self.transport.is_closing():
+            super().send_400_response(msg)
+        self.transport.close()
 
     def shutdown(self) -> None:
         if self.cycle is not None and self.cycle.response_complete:
             self.cycle.keep_alive = False
             self.cycle.transport.close()
+            self._close_once_silent()
         else:
             super().shutdown()
 
@@ -165,12 +176,18 @@ class Connection(HttpToolsProtocol):
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
         super().data_received(b"\r\n".join([*lines, b"", b""]))
         self._read = upgrade.args[0]
 
-    def _refuse(self) -> None:
-        reason = b"the head of a request has more than %d bytes" % MAX_HEAD_BYTES
-        self.transport.write(TOO_LARGE % (len(reason), reason))
+    @property
+    def _is_over(self) -> bool:
+        """Whether the last answer has been given, and nothing can be said any more."""
+        return self.cycle is not None and self.cycle.response_complete and not self.cycle.keep_alive
+
+    def _refuse(self, status: bytes, reason: bytes) -> None:
+        if not self._is_over:
+            self.transport.write(REFUSAL % (status, len(reason), reason))
         self.transport.close()
 
     def _wait_for_request(self) -> None:
@@ -182,6 +199,14 @@ class Connection(HttpToolsProtocol):
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
+
+    def _close_once_silent(self) -> None:
+        """Wait for the rest of a body only as long as it comes: the process is to end."""
+        if self._heard:
+            self._heard = False
+            self.loop.call_later(SILENCE, self._close_once_silent)
+        else:
+            self.transport.close()
 
     def _look_later(self) -> None:
         self._look = self.loop.call_later(self.timeout_keep_alive, self._cut_off_if_stuck)

@@ -12,8 +12,9 @@ from unittest.mock import Mock, call
 import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
 
-from app.connection import MAX_HEAD_BYTES, Connection, _Answering
+from app.connection import MAX_HEAD_BYTES, MAX_WAITING, SILENCE, Connection, _Answering
 from tests.fakes import until
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -21,7 +22,13 @@ Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body; a path is how many seconds that takes, a query sizes of more in parts."""
+    """Answers with the length of the body; a path is how many seconds that takes, a query sizes of more in parts.
+
+    At /stay it answers nobody, until the client has left.
+    """
+    while scope["path"] == "/stay":
+        if (await receive())["type"] == "http.disconnect":
+            return
     length, more = 0, scope["method"] == "POST"
     start = {"type": "http.response.start", "status": 200}
     if is_early := (b"tell", b"at once") in scope["headers"]:
@@ -39,6 +46,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**start, "headers": [(b"content-length", b"%d" % sum(map(len, parts)))]})
     for index, part in enumerate(parts, 1):
         await send({"type": "http.response.body", "body": part, "more_body": index < len(parts)})
+        if scope["method"] == "PUT":
+            break  # before the answer is complete, if it has more parts
 
 
 @pytest.fixture
@@ -196,7 +205,11 @@ async def test_one_beyond_the_limit_is_refused(opened: Opened, piece: bytes) -> 
 
 @ample
 @pytest.mark.parametrize(
-    "before", [GET, b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)]
+    "before",
+    [
+        GET[:-2] + b"X: " + b"x" * 3000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000),
+    ],
 )
 async def test_what_comes_before_half_a_head_is_none_of_it(opened: Opened, before: bytes) -> None:
     reader, writer = opened
@@ -268,6 +281,47 @@ async def test_nor_of_a_request_that_has_been_answered(opened: Opened) -> None:
         gc.enable()
 
 
+@ample
+async def test_requests_wait_for_those_before_them(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(GET.replace(b"/ ", b"/0.2 ", 1) + GET * MAX_WAITING)
+    assert {await answer(reader) for _ in range(1 + MAX_WAITING)} == {b"0"}
+
+
+@ample
+async def test_but_not_too_many(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(GET.replace(b"/ ", b"/9 ", 1) + GET * (MAX_WAITING + 2))
+    reply = await asyncio.wait_for(reader.read(), 5)
+    assert reply.startswith(b"HTTP/1.1 429 ")
+    assert reply.endswith(b"%d requests wait already for the one ahead of them" % MAX_WAITING)
+
+
+@ample
+async def test_which_is_told_once(opened: Opened) -> None:
+    """And nothing else, though an answer that is still being sent keeps the connection open."""
+    reader, writer = opened
+    writer.write(GET.replace(b"/ ", b"/?%d " % LARGE, 1) + GET)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(GET * (MAX_WAITING + 9))
+    await asyncio.sleep(0.3)
+    reply = await asyncio.wait_for(reader.read(), 30)
+    assert (reply.count(b"HTTP/1.1 429"), reply.count(b"HTTP/1.1 400")) == (1, 0)
+
+
+@ample
+@pytest.mark.parametrize("others", [b"", GET, GET * 2])
+async def test_who_leaves_is_given_up_though_it_asked_for_more(
+    server: uvicorn.Server, opened: Opened, others: bytes
+) -> None:
+    _, writer = opened
+    writer.write(GET.replace(b"/ ", b"/stay ", 1) + others)
+    await until(lambda: bool(server.server_state.tasks))
+    await asyncio.sleep(0.05)  # the others are there as well
+    writer.close()
+    await until(lambda: not server.server_state.tasks, 10)
+
+
 LARGE = 30_000_000  # bytes: more than the buffers of both sides take
 CLOSE = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
@@ -279,15 +333,27 @@ CLOSE = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         GET.replace(b"/ ", b"/?%d,%d " % (LARGE, LARGE), 1),
         CLOSE.replace(b"/ ", b"/?%d " % LARGE, 1),
         GET.replace(b"/ ", b"/?%d " % LARGE, 1) + GET * 2,
-        GET.replace(b"/ ", b"/?10000 ", 1) * 3000,
+        GET.replace(b"/ ", b"/?%d " % (LARGE // MAX_WAITING), 1) * MAX_WAITING,
     ],
-    ids=["whole", "in parts", "the last", "others after it", "many small ones"],
+    ids=["whole", "in parts", "the last", "others after it", "many smaller ones"],
 )
 async def test_who_takes_no_answer_is_cut_off(server: uvicorn.Server, opened: Opened, asked: bytes) -> None:
     _, writer = opened
     writer.write(asked)
     await until(lambda: bool(server.server_state.connections))
     await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+
+
+async def test_nor_does_the_last_bit_of_an_answer_stay_for_ever() -> None:
+    """Below the size at which writing is paused; how much a system takes before, differs."""
+    connection = Connection(uvicorn.Config(app, timeout_keep_alive=60), ServerState(), {})
+    transport = Mock(get_extra_info=lambda _: None, get_write_buffer_size=lambda: 5, is_closing=lambda: False)
+    connection.connection_made(transport)
+    for is_closing, is_cut_off in ((False, False), (False, False), (True, False), (True, True)):
+        transport.is_closing = lambda is_closing=is_closing: is_closing
+        connection._cut_off_if_stuck()
+        assert transport.abort.called == is_cut_off
+    connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("whole", [GET, CLOSE], ids=["kept", "the last"])
@@ -318,12 +384,12 @@ UNREAD = b"GET / HTTP/1.%d\r\nHost: here\r\n%sContent-Length: %d\r\n\r\n"  # of 
 THE_LAST = b"Connection: close\r\n"
 
 
-async def sends(writer: asyncio.StreamWriter, size: int) -> None:
+async def sends(writer: asyncio.StreamWriter, size: int, pause: float = 0.02) -> None:
     """As most clients do, without a look at what the server says meanwhile."""
     for _ in range(10):
         writer.write(bytes(size // 10))
         await writer.drain()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
 
 
 @ample
@@ -343,7 +409,7 @@ async def test_nor_as_the_server_ends(server: uvicorn.Server, opened: Opened) ->
     assert await answer(reader) == b"0"
     server.should_exit = True
     await until(reader.at_eof)
-    await sends(writer, LARGE)
+    await sends(writer, LARGE, 3 * SILENCE / 10)
     await until(lambda: not server.server_state.connections)
 
 
@@ -355,12 +421,47 @@ async def test_who_sends_nothing_more_is_closed(server: uvicorn.Server, opened: 
 
 
 @ample
-async def test_who_has_sent_all_of_it_is_closed_at_once(server: uvicorn.Server, opened: Opened) -> None:
+@pytest.mark.parametrize("length", [0, 10])
+async def test_who_has_sent_all_of_it_is_closed_at_once(server: uvicorn.Server, opened: Opened, length: int) -> None:
     reader, writer = opened
-    writer.write(UNREAD % (1, THE_LAST, 10))
+    writer.write(UNREAD % (1, THE_LAST, length))
     assert await answer(reader) == b"0"
-    writer.write(bytes(10))
+    writer.write(bytes(length))
+    await until(lambda: not server.server_state.connections, 10)
+
+
+@ample
+async def test_so_is_who_gets_half_an_answer(server: uvicorn.Server, opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(b"PUT /?10 HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n0")
+    await until(lambda: not server.server_state.connections, 10)
+
+
+@ample
+async def test_who_sends_nothing_more_holds_up_no_end(server: uvicorn.Server, opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(UNREAD % (1, b"", LARGE) + b"x")
+    assert await answer(reader) == b"0"
+    server.should_exit = True
+    await until(lambda: not server.server_state.connections, 10)
+
+
+@ample
+@pytest.mark.parametrize("last", [THE_LAST, b""], ids=["close", "the server ends"])
+@pytest.mark.parametrize("wrong", [b"zz\r\n", b"1;" + b"x" * 2 * MAX_HEAD_BYTES], ids=["broken", "too large"])
+async def test_what_goes_wrong_after_the_last_answer_ends_the_connection(
+    server: uvicorn.Server, opened: Opened, caplog: pytest.LogCaptureFixture, wrong: bytes, last: bytes
+) -> None:
+    """Of which only the client's side is open: an answer in writing would be an error of ours."""
+    reader, writer = opened
+    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n" + last + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert await answer(reader) == b"0"
+    server.should_exit = not last
+    assert await asyncio.wait_for(reader.read(), 30) == b""
+    writer.write(wrong)
     await until(lambda: not server.server_state.connections)
+    assert "Traceback" not in caplog.text
 
 
 WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
@@ -387,7 +488,23 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(opened: Ope
 
 
 @ample
+@pytest.mark.parametrize("last", [b"HTTP/1.1\r\nConnection: close, ", b"HTTP/1.0\r\nConnection: "])
+async def test_what_comes_after_a_wish_that_is_the_last_does_not_spoil_its_answer(opened: Opened, last: bytes) -> None:
+    reader, writer = opened
+    writer.write(b"GET / " + last + b"Upgrade\r\nUpgrade: h2c\r\n\r\n" + GET)
+    assert await answer(reader) == b"0"
+    assert await is_closed(reader)
+
+
+@ample
+async def test_a_wish_for_a_tunnel_is_a_request_like_others(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(GET.replace(b"GET", b"CONNECT"))
+    assert await answer(reader) == b"0"
+
+
+@ample
 async def test_what_comes_after_a_wish_in_one_piece_is_all_read(opened: Opened) -> None:
     reader, writer = opened
-    writer.write(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 1100)
-    assert {await answer(reader) for _ in range(1100)} == {b"0"}
+    writer.write(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * MAX_WAITING)
+    assert {await answer(reader) for _ in range(MAX_WAITING)} == {b"0"}
