@@ -169,10 +169,45 @@ async def test_it_has_all_the_files_it_may_have() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is closed first is up to the system")
+@pytest.mark.parametrize(("highest", "number"), [(1 << 16, 499), (400, 399)])
+async def test_its_port_has_a_second_file_above_all_connections(
+    monkeypatch: pytest.MonkeyPatch, highest: int, number: int
+) -> None:
+    import resource
+
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, most))
+    monkeypatch.setattr(server, "_allow_files", lambda: 500)
+    monkeypatch.setattr(server, "HIGHEST_FILE", highest)
+    try:
+        async with running(drain_timeout=60) as served:
+            port = served.server.servers[0].sockets[0]
+            assert os.fstat(number).st_ino == os.fstat(port.fileno()).st_ino
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
 async def test_it_starts_where_files_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_allow_files", lambda: -1)  # as `resource` calls that
     async with running(drain_timeout=60) as served:
         assert (await served.client.get("/livez")).status_code == 200
+
+
+async def test_who_goes_on_sending_holds_up_the_end_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SENDING_TIMEOUT", 1)
+    async with running(drain_timeout=60) as served, Connection(served.client.base_url.port or 0) as client:
+        client.ask(1_000_000)
+        client.writer.write(b"x")
+        await until(lambda: served.services.reception.nbytes == 1)
+        await served.asked_to_exit()
+        assert (await client.reply()).status == 503
+        async with asyncio.timeout(20):
+            while not served.task.done():
+                client.writer.write(b"x")
+                await asyncio.sleep(0.1)
 
 
 async def test_what_cannot_be_finished_is_told_so() -> None:
@@ -211,6 +246,26 @@ async def test_a_server_that_gives_notice_takes_requests_meanwhile(monkeypatch: 
         now[0] = 4.0
         await asyncio.wait_for(served.task, 60)
         assert served.images("rejected") == 0
+
+
+async def test_but_not_once_its_engine_has_ended() -> None:
+    async with running(drain_timeout=60, drain_notice=60) as served:
+        served.server.should_exit = True
+        await until(lambda: served.server._state.leaving)
+        await served.services.engine.stop(0)
+        await asyncio.wait_for(served.task, 20)
+
+
+@pytest.mark.parametrize("drain_notice", [0, 60])
+async def test_who_asks_twice_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, drain_notice: float) -> None:
+    monkeypatch.setattr("app.server.STILL_LISTENING", 60)
+    async with running(drain_timeout=60, drain_notice=drain_notice) as served:
+        request = await served.accepted()
+        served.server.should_exit = True
+        await until(lambda: served.server._state.leaving)
+        served.server.force_exit = True
+        await asyncio.wait_for(served.task, 20)
+        request.cancel()
 
 
 async def test_an_idle_server_stops_and_listens_no_more() -> None:
