@@ -155,6 +155,13 @@ async def test_a_head_is_sent_though_no_body_is(opened: Opened) -> None:
 
 
 @ample
+async def test_nor_is_it_lost_with_the_connection(opened: Opened) -> None:
+    reader, writer = opened
+    writer.write(CLOSE.replace(b"GET", b"HEAD"))
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200")
+
+
+@ample
 async def test_or_comes_later(opened: Opened) -> None:
     reader, writer = opened
     writer.write(b"POST /?1,1 HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nTell: at once\r\n\r\n")
@@ -291,7 +298,7 @@ async def test_requests_wait_for_those_before_them(opened: Opened) -> None:
 @ample
 async def test_but_not_too_many(opened: Opened) -> None:
     reader, writer = opened
-    writer.write(GET.replace(b"/ ", b"/9 ", 1) + GET * (MAX_WAITING + 2))
+    writer.write(GET.replace(b"/ ", b"/9 ", 1) + GET * (MAX_WAITING + 1))
     reply = await asyncio.wait_for(reader.read(), 5)
     assert reply.startswith(b"HTTP/1.1 429 ")
     assert reply.endswith(b"%d requests wait already for the one ahead of them" % MAX_WAITING)
