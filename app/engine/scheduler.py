@@ -217,7 +217,7 @@ class Scheduler(Generic[Payload]):
     def _enough(self) -> int:
         """Passes that keep the device busy for now."""
         batches = 2 * self.policy.slots * max(1, len(self._lanes))
-        return min(batches * self.policy.max_batch_size, self.policy.max_queue_size // 2)
+        return min(batches * self.policy.max_batch_size, (self.policy.max_queue_size + 1) // 2)
 
     def _kept_free(self, job: Job[Any], now: float) -> tuple[Room, float]:
         """What is kept for others who were promised a place, and the share of all room that is left spare."""

@@ -771,3 +771,12 @@ def test_promised_places_are_kept_free_only_beside_enough_for_batches_of_each_si
         scheduler.check(a_job(caller="new"), 0.5)
     else:
         assert isinstance(refusal(scheduler, a_job(caller="new"), 0.5), QueueFull)
+
+
+def test_of_a_queue_of_one_place_none_is_kept_free_on_an_idle_server() -> None:
+    scheduler: Scheduler[int] = Scheduler(Policy(1, 10_000, 1, 1_000_000))
+    waiting(scheduler, SMALL)
+    refusal(scheduler, a_job(caller="promised"))
+    run_all(scheduler)
+    scheduler.admit(a_job(caller="new"), 0.0)
+
