@@ -97,7 +97,6 @@ class Engine:
                 await asyncio.sleep(0.01)  # its callers were answered at their deadlines; that it runs is no fault
             self._task.cancel()
             await asyncio.wait([self._task])
-            self._task = None
         self._threads.shutdown()
 
     def check_ready(self) -> None:

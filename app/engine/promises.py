@@ -47,14 +47,12 @@ class Promise:
 
 @dataclass
 class Sums:
-    """Of promises: how many, and what they need."""
+    """What promises need together."""
 
-    count: int = 0
     passes: int = 0
     nbytes: int = 0
 
     def add(self, promise: Promise, times: int = 1) -> None:
-        self.count += times
         self.passes += times * promise.passes
         self.nbytes += times * promise.nbytes
 
@@ -177,7 +175,7 @@ class Promises:
     def call(self, promise: Promise, now: float) -> None:
         """A promise's turn has come: note how well its time was told."""
         promise.called = True
-        self._ratios.append((now - promise.made) / max(promise.seconds, self.ROUNDING))
+        self._ratios.append((now - promise.made) / promise.seconds)
 
     def ratios(self) -> list[float]:
         """Time until a turn came, divided by the time promised, for each turn since the last call of this."""

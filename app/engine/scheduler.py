@@ -240,7 +240,7 @@ class Scheduler(Generic[Payload]):
             detail = f"{lack.actual} {lack.of} would be waiting{others}; the limit is {lack.limit}"
             wait = self._forecast.seconds_to_next_place(self._running, now) + max(0.0, lack.leave - 1) * each
             yield QueueFull(detail, limit=lack.limit, actual=lack.actual, retry_after=wait)
-        if not (self._places.passes or self._running or ahead.passes):
+        if not (self._places.passes or self._running):
             return
         if (until_done := self._until_done(job, now)) is None:
             return
@@ -297,4 +297,3 @@ class Scheduler(Generic[Payload]):
                 break
             self._promises.call(promise, moment)
         self._promises.looked = now
-        self._promises.lapse(now)
