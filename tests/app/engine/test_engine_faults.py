@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -270,6 +271,16 @@ async def test_a_stall_while_it_drains_ends_the_wait(build: Build, device: FakeD
     assert (engine.state, failures, engine.is_stuck) == ("failed", ["failed"], True)
 
 
+@pytest.mark.usefixtures("watched")
+async def test_so_does_one_of_a_batch_that_has_outlived_its_callers(build: Build, device: FakeDevice) -> None:
+    engine = build(device, stall_timeout=STALL)
+    failures = await started(engine)
+    device.shut()
+    assert await replies([await ask(engine, 1, allowed=0.05)]) == ["DeadlineExceeded"]
+    await asyncio.wait_for(engine.stop(LONG), 30)
+    assert (engine.state, failures, engine.is_stuck) == ("failed", ["failed"], True)
+
+
 # --- a batch that fails, not the device
 
 
@@ -456,11 +467,14 @@ async def test_errors_that_no_one_waits_for_make_no_noise(
     await device.is_entered()
     late: Coroutine[Any, Any, Any] = segmented(engine, picture(2), allowed=0.02, decoded=asyncio.Event())
     waiting = asyncio.create_task(late)
-    await until(lambda: engine.queue_size == 1)
+    await asyncio.sleep(0)
+    assert engine.queue_size == 1
     await until(lambda: engine.queue_size == 0)  # it has expired, and is decoded still
     waiting.cancel()
     running.cancel()
     assert await replies([running, waiting]) == ["CancelledError"] * 2
+    del running, waiting, late  # which hold the frames, and they what went wrong
     device.gate.set()
     assert await replies([await ask(engine, 3)]) == [3]
+    gc.collect()
     assert "never retrieved" not in caplog.text
