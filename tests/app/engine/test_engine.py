@@ -91,6 +91,7 @@ async def test_results_go_to_their_own_caller(engine: Engine, device: FakeDevice
 async def test_what_waits_while_the_device_is_busy_becomes_one_batch(engine: Engine, device: FakeDevice) -> None:
     await started(engine)
     callers = [await held(engine, device), *await asked(engine, [2, 3, 4, 5, 6])]
+    assert not engine.is_stuck
     device.gate.set()
     assert await replies(callers) == [1, 2, 3, 4, 5, 6]
     assert device.batches == [[1], [2, 3, 4, 5], [6]]
@@ -119,10 +120,14 @@ async def test_each_result_has_its_own_record_of_timings(engine: Engine, device:
     assert sample(metrics, "batch_size_sum", model="tiny") == 3
 
 
-async def test_an_unknown_model_is_named(engine: Engine) -> None:
-    await started(engine)
-    with pytest.raises(UnknownModel, match=r"'nope'.*tiny"), engine.admitted("nope", "a", 0, time.monotonic() + LONG):
-        pass
+async def test_an_unknown_model_is_named_and_not_counted(engine: Engine, metrics: Metrics) -> None:
+    """Or callers could make series of any name."""
+    for start in (False, True):
+        if start:
+            await started(engine)
+        with pytest.raises(UnknownModel, match=r"'nope'.*tiny"), engine.admitted("nope", "a", 0, LONG):
+            pass
+    assert sample(metrics, "images_total", model="nope", outcome="rejected") is None
 
 
 async def test_with_a_real_worker_many_callers_get_their_own_masks(
@@ -350,6 +355,16 @@ async def test_one_late_caller_leaves_its_batch_mates_alone(engine: Engine, devi
     assert await replies(callers) == [1, 2, "DeadlineExceeded"]
 
 
+async def test_of_who_has_been_answered_no_deadline_passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each request would look through the whole queue once more, long after it was answered."""
+    passed: list[float] = []
+    monkeypatch.setattr(engine, "_expire", passed.append)
+    await started(engine)
+    assert await replies([await ask(engine, 1, allowed=0.3)]) == [1]
+    await asyncio.sleep(0.4)
+    assert passed == []
+
+
 async def test_a_deadline_that_has_passed_already_is_answered(engine: Engine, device: FakeDevice) -> None:
     await started(engine)
     device.shut()
@@ -527,6 +542,8 @@ async def test_stop_finishes_what_was_accepted_and_takes_no_more(engine: Engine,
     assert await replies(callers) == [1, 2, 3, 4, 5, 6, 7, 8]
     await asyncio.wait_for(stopping, 60)
     assert not engine.is_stuck
+    with pytest.raises(RuntimeError):
+        engine._threads.call(int)  # they have ended
 
 
 async def test_a_batch_that_has_outlived_its_callers_ends_before_the_engine(engine: Engine, device: FakeDevice) -> None:
@@ -546,17 +563,33 @@ async def test_a_batch_that_has_outlived_its_callers_ends_before_the_engine(engi
 
 
 async def test_stop_refuses_what_is_left_after_the_drain_timeout(
-    engine: Engine, device: FakeDevice, metrics: Metrics
+    engine: Engine, device: FakeDevice, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "app.engine.engine")
     await started(engine)
     decoded = asyncio.Event()
     callers = [await held(engine, device), *await asked(engine, [2, 3]), *await asked(engine, [4], decoded=decoded)]
     await asyncio.wait_for(engine.stop(0.05), 60)
+    assert "drained: 0 images finished, 4 refused" in caplog.text
     decoded.set()
     assert await replies(callers) == ["NotReady"] * 4
     assert await replies([await ask(engine, 5)]) == ["NotReady"]
     assert images_total(metrics, "rejected") == 5
     assert engine.is_stuck, "the first batch runs still"
+
+
+async def test_a_batch_that_stop_keeps_from_beginning_is_no_failure(
+    engine: Engine, device: FakeDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = await started(engine)
+    callers = [await held(engine, device), *await asked(engine, AHEAD)]
+    await until(lambda: AHEAD in device.staged)
+    await asyncio.wait_for(engine.stop(0.05), 60)
+    assert await replies(callers) == ["NotReady"] * 5
+    device.gate.set()
+    await until(lambda: not engine.is_stuck)
+    assert (engine.state, failures, device.batches) == ("draining", [], [[1]])
+    assert [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
 async def test_stop_while_loading_is_quick(engine: Engine, device: FakeDevice) -> None:

@@ -48,6 +48,8 @@ def test_trouble_again_starts_it_anew() -> None:
     assert limits.of(LANE) == 2
     limits.lower(LANE, 0)
     assert limits.of(LANE) == 1, "one image is tried even if none has fitted"
+    clean(limits, 1)
+    assert limits.of(LANE) == 2, "from there it recovers like any other"
 
 
 def test_pixels_limit_a_lane_in_trouble_too() -> None:

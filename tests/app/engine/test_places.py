@@ -58,6 +58,10 @@ def test_where_nothing_is_held_passes_are_thought_to_hold_what_the_job_s_do() ->
     assert lacks(Places(20, 1000), a_job(4, 800), Room(1, 400)) == [("bytes", 1200, 1000, 1.0)]
 
 
+def test_where_nothing_is_held_and_a_job_announces_no_bytes_those_promised_count() -> None:
+    assert lacks(Places(20, 1000), a_job(1, 0), Room(1, 1500)) == [("bytes", 1500, 1000, 500.0)]
+
+
 def test_beside_a_few_a_job_of_any_number_of_passes_is_taken_but_not_of_any_size() -> None:
     places, job = taken(4, 400), a_job(20, 601)
     assert [lack.of for lack in lacks(places, job, few=4)] == ["bytes"]

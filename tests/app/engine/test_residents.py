@@ -173,9 +173,26 @@ async def test_a_device_that_breaks_during_a_load_ends_the_engine(
     assert engine.state == "failed"
 
 
-async def test_at_the_start_only_the_first_model_must_load(
-    device: FakeDevice, spec: ModelSpec, other: ModelSpec, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+async def test_a_load_while_a_pass_breaks_the_device_is_answered(
+    engine: Engine, device: FakeDevice, other: ModelSpec
 ) -> None:
+    load = await loads(engine, device, other)
+    loading, device.gate = device.gate, opened()
+    device.error = DeviceError("cuda:0 has failed for good")
+    assert await replies([await ask(engine, 1)]) == ["InferenceFailed"]
+    assert await asyncio.wait_for(replies_of(load), 30) == "NotReady"
+    loading.set()
+
+
+async def test_at_the_start_only_the_first_model_must_load(
+    device: FakeDevice,
+    spec: ModelSpec,
+    other: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "app.engine.engine")
+
     def load(spec: ModelSpec, key: str) -> None:
         if spec.name == "other":
             raise CheckpointError("other.pth: not a torch checkpoint")
@@ -183,11 +200,12 @@ async def test_at_the_start_only_the_first_model_must_load(
 
     monkeypatch.setattr(device, "load", load)
     for specs, state in (([spec, other], "ready"), ([other, spec], "failed")):
-        engine = Engine(device, specs, POLICY, metrics, LONG)
+        engine = Engine(device, specs, POLICY, Metrics(), LONG)
         await started(engine)
         assert engine.state == state
         assert states(engine)["other"] == "failed"
         await engine.stop(1)
+    assert [record.message for record in caplog.records if "ready" in record.message] == ["ready: tiny on cpu"]
 
 
 # --- unload
@@ -223,6 +241,18 @@ async def test_unload_leaves_other_models_alone(engine: Engine, device: FakeDevi
     assert (await segmented(engine, picture(1))).mask[0, 0] == 1
     await engine.load(other)
     assert states(engine)["other"] == "ready"
+
+
+async def test_unload_leaves_who_waits_for_other_models_alone(
+    engine: Engine, device: FakeDevice, other: ModelSpec
+) -> None:
+    await engine.load(other)
+    device.shut()
+    callers = await asked(engine, [1, 2, 3, 4, 5])
+    await device.is_entered()
+    await engine.unload("other")
+    device.gate.set()
+    assert await replies(callers) == [1, 2, 3, 4, 5]
 
 
 async def test_an_unload_waits_for_the_load_before_it(engine: Engine, device: FakeDevice, other: ModelSpec) -> None:

@@ -106,8 +106,22 @@ def test_who_comes_back_has_the_place_that_its_image_was_found_to_need(scheduler
     assert len(scheduler) == 7
 
 
+def test_who_comes_back_is_not_let_past_the_door_by_the_guess_that_was_wrong(scheduler: Scheduler[None]) -> None:
+    job = a_job()
+    scheduler.admit(job, 0.0)
+    queued(scheduler, *[SMALL] * 5)
+    with pytest.raises(QueueFull) as refused:
+        scheduler.submit(job, SMALL, 10, 0.0, [SMALL] * 6)
+    with pytest.raises(QueueFull) as again:
+        scheduler.check(a_job(), refused.value.retry_after or 0.0)
+    assert again.value.actual == 5 + 7
+
+
 def test_what_is_held_is_shared_among_the_parts(scheduler: Scheduler[None]) -> None:
     queued(scheduler, *[SMALL] * 5, nbytes=600)
+    scheduler.check(a_job(nbytes=400), 0.0)
+    with pytest.raises(QueueFull, match="bytes"):
+        scheduler.check(a_job(nbytes=401), 0.0)
     batch = scheduler.next_batch(0.0)
     assert batch is not None
     scheduler.check(a_job(nbytes=880), 0.0)

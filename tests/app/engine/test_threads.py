@@ -11,11 +11,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from app.engine.device import Ran
+from app.engine.device import Partial, Ran
 from app.engine.jobs import Batch, Job, Lane
 from app.engine.staging import Image, Staged
-from app.engine.threads import DeviceThreads, Finished
+from app.engine.threads import DeviceThreads, Finished, has_stalled
 from app.engine.waiting import Waiting
+from app.errors import InferenceFailed
+from app.timings import Timings
 from tests.fakes import FakeDevice
 
 LANE = Lane("tiny", (1, 1), "tiny#1")
@@ -190,6 +192,63 @@ def test_an_unload_waits_for_no_load_and_a_batch_for_neither(new: Callable[[Trac
     assert threads.run(batch(1)).result(PATIENCE).outcomes
     together.wait(PATIENCE)
     assert {wait.result(PATIENCE) for wait in waits} < {0, 1, 2}
+
+
+def test_the_end_waits_for_nothing_that_is_staged(
+    new: Callable[[Track], DeviceThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track, begun, may_go_on = Track(), threading.Event(), threading.Event()
+    stage = track.stage
+
+    def held(images: Sequence[Image]) -> Staged:
+        begun.set()
+        assert may_go_on.wait(PATIENCE / 10)
+        return stage(images)
+
+    monkeypatch.setattr(track, "stage", held)
+    threads = new(track)
+    run = threads.run(batch(1))
+    assert begun.wait(PATIENCE)
+    threads.shutdown()
+    may_go_on.set()
+    track.let_go(1)
+    assert run.result(PATIENCE).outcomes
+
+
+@pytest.mark.parametrize(
+    ("started", "now", "stalled"),
+    [(None, 19.9, False), (None, 20.1, True), (15.0, 24.9, False), (15.0, 25.1, True)],
+    ids=str,
+)
+def test_a_batch_may_take_as_long_after_as_long_a_wait(started: float | None, now: float, stalled: bool) -> None:
+    one, fresh = batch(1), batch(2)
+    one.started, fresh.formed = started, now
+    assert has_stalled([fresh, one], now, 10.0) is stalled
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_there_is_an_outcome_for_each_of_the_callers(count: int) -> None:
+    jobs, given = batch(1, gone=(False, False)).jobs, [Partial(Timings())] * count
+    outcomes = Finished(jobs, Ran(given), 3.0).outcomes
+    assert outcomes == given if count == 2 else [type(outcome) for outcome in outcomes] == [InferenceFailed] * 2
+
+
+def test_of_the_device_a_batch_takes_its_share() -> None:
+    assert Finished([], Ran([], share=0.5), 3.0).device_seconds == 1.5
+
+
+@pytest.mark.parametrize("kind", ["stage", "run", "load"])
+def test_each_thread_enters_the_device(new: Callable[[Track], DeviceThreads], kind: str) -> None:
+    entered: list[str] = []
+    track = Track()
+    track.enter = lambda: entered.append(threading.current_thread().name)  # type: ignore[method-assign]
+    threads = new(track)
+    track.let_go(1)
+    if kind == "load":
+        threads.call(int).result(PATIENCE)
+    else:
+        threads.run(batch(1)).result(PATIENCE)
+    assert any(name.startswith(kind) for name in entered)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
