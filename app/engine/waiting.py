@@ -54,5 +54,4 @@ class Waiting:
 
     def leave(self) -> None:
         """No one waits any more, whatever becomes of the image."""
-        if not self.future.cancel() and not self.future.cancelled():
-            self.future.exception()  # asyncio reports errors that nobody has looked at
+        self.future.cancel()  # nor does asyncio then report an error that nobody has looked at
