@@ -60,11 +60,12 @@ class Places:
             yield from _lack("images", self.passes + job.passes + kept.passes, self._max_passes, spare, 1.0)
         # An empty queue takes any one job: refusing it would not help it later either.
         if kept.passes or self.passes:
-            each = self.nbytes / self.passes if self.nbytes else job.nbytes / job.passes
-            yield from _lack("bytes", self.nbytes + job.nbytes + kept.nbytes, self._max_bytes, spare, each)
+            held, passes = self.nbytes + kept.nbytes, self.passes + kept.passes
+            each = (held or job.nbytes) / passes
+            yield from _lack("bytes", held + job.nbytes, self._max_bytes, spare, each)
 
 
 def _lack(of: str, wanted: float, limit: int, spare: float, each: float) -> Iterator[Lack]:
     actual = math.ceil(wanted + spare * limit)
     if actual > limit:
-        yield Lack(of, actual, limit, (actual - limit) / max(1.0, each))
+        yield Lack(of, actual, limit, (actual - limit) / each)

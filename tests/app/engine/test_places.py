@@ -38,7 +38,7 @@ def test_what_is_given_up_can_be_taken_again() -> None:
         (a_job(15), Room(), 0.0, ("images", 25, 20, 5.0)),
         (a_job(1, 600), Room(), 0.0, ("bytes", 1100, 1000, 2.0)),
         (a_job(5), Room(passes=5.5), 0.0, ("images", 21, 20, 1.0)),
-        (a_job(5), Room(nbytes=491), 0.0, ("bytes", 1001, 1000, 0.02)),
+        (a_job(5), Room(nbytes=500), 0.0, ("bytes", 1010, 1000, 0.1)),
         (a_job(9), Room(), 0.1, ("images", 21, 20, 1.0)),
     ],
 )
@@ -54,12 +54,14 @@ def test_an_empty_queue_takes_any_one_job() -> None:
     assert len(lacks(Places(20, 1000), a_job(99, 9999), Room(1, 1))) == 2, "unless it is promised to another"
 
 
-def test_where_nothing_is_held_passes_are_thought_to_hold_what_the_job_s_do() -> None:
-    assert lacks(Places(20, 1000), a_job(4, 800), Room(1, 400)) == [("bytes", 1200, 1000, 1.0)]
+def test_those_promised_a_place_go_first_with_what_they_hold() -> None:
+    assert lacks(taken(1, 20), a_job(1, 480), Room(9, 1980)) == [("bytes", 2480, 1000, 1480 / 200)]
+    assert lacks(Places(20, 1000), a_job(1, 0), Room(2, 1500)) == [("bytes", 1500, 1000, 500 / 750)]
 
 
-def test_where_nothing_is_held_and_a_job_announces_no_bytes_those_promised_count() -> None:
-    assert lacks(Places(20, 1000), a_job(1, 0), Room(1, 1500)) == [("bytes", 1500, 1000, 500.0)]
+def test_where_nothing_is_held_passes_are_thought_to_hold_what_the_job_does() -> None:
+    assert lacks(Places(20, 1000), a_job(4, 1200), Room(1, 0)) == [("bytes", 1200, 1000, 200 / 1200)]
+    assert lacks(Places(20, 1000), a_job(4, 0), Room(1, 0)) == []
 
 
 def test_beside_a_few_a_job_of_any_number_of_passes_is_taken_but_not_of_any_size() -> None:
