@@ -1,7 +1,7 @@
 """A block's whole attention, for classes: the average over many rows or columns of it.
 
-Both are products with a distribution over cells, v: `looked_at` is v A, of a pyramid as far as its `anchors`, and
-`looking_at` is A v. A matrix is made once for a trace; each product then reads as much of it as v needs.
+Both are products with a distribution v over cells: `looked_at` is v A (for a pyramid `anchors` is as much of it as its
+anchors), and `looking_at` is A v. A matrix is made once for a trace; each product reads as much of it as v needs.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class PyramidMatrix:
     """Kept as the weights on anchors; pooling, the matrix's other factor, is the same for every trace."""
 
     def __init__(self, trace: Trace) -> None:
-        kept = computed_as(trace)
-        # Each anchor's cells side by side: the product takes half the time so.
-        logits = (trace.key.to(kept) * trace.scale).T @ trace.query.to(kept).flatten(1)
+        dtype = computed_as(trace)
+        # With each anchor's cells side by side a product takes half the time.
+        logits = (trace.key.to(dtype) * trace.scale).T @ trace.query.to(dtype).flatten(1)
         self._weights = logits.softmax(0)  # [S, HW]
         self._grid, self._scales = trace.grid, trace.pool_scales
 

@@ -1,10 +1,10 @@
-"""Each cell's log-sum-exp, and what follows from it without the matrix.
+"""Each cell's total, the log-sum-exp of its logits, and what follows from the totals without the attention matrix.
 
 With the totals of all cells known, who looks at a cell is one product: exp(scale * query . key - total). They are
 0.3 MB at 128x256 cells, where the matrix of criss-cross attention has 50 MB, and that of dense attention 4 GB.
 
-A trace mostly has those that the network's own softmax divided by, in float32. Where that would do for the matrix they
-are taken; few cells' are made again, in float64.
+Most traces have the totals of the network's own softmax, in float32. They are used where the matrix would be computed
+in float32 too; small matrices are computed in float64, and so are their totals.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from models.attention_maps import Cell, affinity, anchor_shares, one_cell
 from models.traces import Trace
 
-MOST_EXACT = 1 << 21  # weights that are computed in float64, all of a block together; more are in float32
-TILE = 512  # cells each way: so many logits stay in a core's cache
-ROWS = 256  # of dense attention that are made whole at a time
-CELLS = 2048  # whose queries stay in a core's cache as they are made single precision
+MOST_EXACT = 1 << 21  # weights of the largest matrix that is computed in float64; larger ones are in float32
+TILE = 512  # cells each way, whose logits stay in a core's cache
+ROWS = 256  # whole rows of dense attention that are made at a time
+CELLS = 2048  # whose queries, converted to float32, stay in a core's cache
 
 
 def totals_of(trace: Trace) -> Tensor:
@@ -41,12 +41,13 @@ def criss_cross_weights(trace: Trace, totals: Tensor) -> tuple[Tensor, Tensor]:
         totals: [H, W], as `totals_of` has them
     """
     height, width = trace.grid
-    kept = computed_as(trace)
-    on_columns, on_rows = torch.empty(width, height, height, dtype=kept), torch.empty(height, width, width, dtype=kept)
+    dtype = computed_as(trace)
+    on_columns = torch.empty(width, height, height, dtype=dtype)
+    on_rows = torch.empty(height, width, width, dtype=dtype)
     # One more channel subtracts the total in the product itself; as powers of two, exponentials take half the time.
     to_binary = 1 / math.log(2)
-    query = torch.cat([trace.query.to(kept) * (trace.scale * to_binary), totals.to(kept)[None] * -to_binary])
-    key = torch.cat([trace.key.to(kept), torch.ones(1, height, width, dtype=kept)])
+    query = torch.cat([trace.query.to(dtype) * (trace.scale * to_binary), totals.to(dtype)[None] * -to_binary])
+    key = torch.cat([trace.key.to(dtype), torch.ones(1, height, width, dtype=dtype)])
     for logits in _along(query, key, on_rows):
         logits.exp2_()
     for logits in _along(query.mT.contiguous(), key.mT.contiguous(), on_columns):
@@ -102,18 +103,18 @@ def pyramid_map_to(trace: Trace, totals: Tensor, cell: Cell, level: int | None =
     """
     shares = anchor_shares(one_cell(cell, trace.grid), trace.pool_scales, level)
     anchors = shares.nonzero().squeeze(1)  # few: those of each scale whose windows the cell is in
-    kept = computed_as(trace)
-    given, key = shares[anchors].to(kept), trace.key[:, anchors].T.to(kept) * trace.scale
+    dtype = computed_as(trace)
+    given, key = shares[anchors].to(dtype), trace.key[:, anchors].T.to(dtype) * trace.scale
     queries = trace.query.flatten(1).split(CELLS, dim=1)  # type: ignore[no-untyped-call]
-    some = zip(queries, totals.flatten().to(kept).split(CELLS), strict=True)  # type: ignore[no-untyped-call]
-    seen = [given @ (key @ query.to(kept)).sub_(total).exp_() for query, total in some]
+    some = zip(queries, totals.flatten().to(dtype).split(CELLS), strict=True)  # type: ignore[no-untyped-call]
+    seen = [given @ (key @ query.to(dtype)).sub_(total).exp_() for query, total in some]
     return torch.cat(seen).double().view(trace.grid)
 
 
 def dense_looked_at(trace: Trace, cells: Tensor) -> Tensor:
     """What the cells [H, W], weighted so, look at on average in dense attention: v A [H, W] float64.
 
-    Where the trace has no totals, each row gives its own on the way: those of other cells are not needed.
+    Without totals in the trace each row gives its own on the way; those of other cells are not needed.
     """
     query, key = _dense(trace)
     given = cells.flatten().to(key.dtype)
@@ -143,8 +144,8 @@ def dense_looking_at(trace: Trace, totals: Tensor, cells: Tensor) -> Tensor:
     seen = torch.zeros_like(given)
     for start in range(0, len(query), TILE):
         rows = slice(start, start + TILE)
-        for key, share in zip(keys, shares, strict=True):
-            seen[rows] += (query[rows] @ key).sub_(total[rows, None]).exp_() @ share
+        for columns, share in zip(keys, shares, strict=True):
+            seen[rows] += (query[rows] @ columns).sub_(total[rows, None]).exp_() @ share
     return seen.double().view(trace.grid)
 
 
@@ -163,15 +164,15 @@ def _dense_totals(trace: Trace) -> Tensor:
 
 def _dense(trace: Trace) -> tuple[Tensor, Tensor]:
     """Queries [HW, C], scaled, and keys [C, HW]."""
-    kept = computed_as(trace)
-    return trace.query.flatten(1).T.to(kept).contiguous() * trace.scale, trace.key.flatten(1).to(kept)
+    dtype = computed_as(trace)
+    return trace.query.flatten(1).T.to(dtype).contiguous() * trace.scale, trace.key.flatten(1).to(dtype)
 
 
 def is_exact(trace: Trace) -> bool:
-    """Whether so few weights are asked for, all together, that they are computed in float64."""
-    cells = trace.grid[0] * trace.grid[1]
-    seen = trace.key.shape[-1] if trace.pool_scales else sum(trace.grid) if trace.block == "cca" else cells
-    return cells * seen <= MOST_EXACT
+    """Whether the whole matrix has so few weights that it is computed in float64."""
+    height, width = trace.grid
+    seen = height + width if trace.block == "cca" else trace.key[0].numel()
+    return height * width * seen <= MOST_EXACT
 
 
 def computed_as(trace: Trace) -> torch.dtype:
@@ -180,8 +181,8 @@ def computed_as(trace: Trace) -> torch.dtype:
 
 def _criss_cross_logits(trace: Trace) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
     """A few lines of the grid at a time: of columns [w, H, H], without the cell itself; of rows [h, W, W]."""
-    kept = computed_as(trace)
-    query, key = trace.query.to(kept) * trace.scale, trace.key.to(kept)
+    dtype = computed_as(trace)
+    query, key = trace.query.to(dtype) * trace.scale, trace.key.to(dtype)
     of_columns = _along(query.mT, key.mT)
     return (_without_itself(logits) for logits in of_columns), _along(query, key)
 

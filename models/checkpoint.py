@@ -1,7 +1,7 @@
 """Reads checkpoints, renames their tensors to ours and loads them strictly; writes ours."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from models.errors import CheckpointError
 from models.files import read_file
 from models.layouts import (
     IGNORED_SUFFIX,
-    MMSEGMENTATION,
     Layout,
     detect_layout,
     strip_prefix,
@@ -37,14 +36,14 @@ class Checkpoint:
         metadata: what the header of a file of ours says
         layout: whose names the tensors had
         meta: what a file of mmsegmentation says of itself
-        options: of the architecture, from the layout and the header
+        options: of the architecture, from the layout, `meta` and the header
     """
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]
-    layout: Layout = MMSEGMENTATION
-    meta: Mapping[str, object] = field(default_factory=dict)
-    options: Options = field(default_factory=Options)
+    layout: Layout
+    meta: Mapping[str, object]
+    options: Options
 
 
 def load_segmentor(path: str | Path, *, align_corners: bool | None = None, recurrence: int | None = None) -> Segmentor:
@@ -87,7 +86,7 @@ def prepare_segmentor(
         # Without memory: shapes that don't belong together shall fail, not allocate.
         with torch.device("meta"):
             segmentor = build_segmentor(shapes, options)
-        check_fit(segmentor, checkpoint.state_dict, checkpoint.layout)
+        _check_fit(segmentor, checkpoint.state_dict, checkpoint.layout)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
     return segmentor
@@ -124,11 +123,10 @@ def read_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     return Checkpoint(state, metadata, layout, meta, options)
 
 
-def check_fit(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout = MMSEGMENTATION) -> None:
-    """Say what of a state dict does not fit a segmentor; either may be on the meta device.
-
+def _check_fit(segmentor: Segmentor, state: Mapping[str, Tensor], layout: Layout) -> None:
+    """
     Args:
-        layout: in whose names what does not fit is said
+        layout: whose names are used to say what does not fit
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape

@@ -37,14 +37,8 @@ def _colors(text: str) -> tuple[Color, ...]:
 
 # SegNet's 11 classes (arXiv 1511.00561), with its colours; Pavement is where they differ from CamVid's own list.
 CAMVID = ClassSet(
-    names=(
-        *("sky", "building", "pole", "road", "pavement", "tree"),
-        *("sign symbol", "fence", "car", "pedestrian", "bicyclist"),
-    ),
-    palette=(
-        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
-        *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-    ),
+    names=_names("sky, building, pole, road, pavement, tree, sign symbol, fence, car, pedestrian, bicyclist"),
+    palette=_colors("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"),
 )
 
 # In the order of the train ids.

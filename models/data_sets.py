@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.classes import ADE20K as ADE20K_CLASSES
-from models.classes import CAMVID as CAMVID_CLASSES
-from models.classes import CITYSCAPES as CITYSCAPES_CLASSES
-from models.classes import VOC as VOC_CLASSES
+from models import classes
 from models.classes import ClassSet
 
 
@@ -23,11 +20,11 @@ class DataSet:
     scale: tuple[int, int]
 
 
-CITYSCAPES = DataSet("Cityscapes", CITYSCAPES_CLASSES, (2048, 1024))
-ADE20K = DataSet("ADE20K", ADE20K_CLASSES, (2048, 512))
-VOC = DataSet("Pascal VOC 2012 + Aug", VOC_CLASSES, (2048, 512))
+CITYSCAPES = DataSet("Cityscapes", classes.CITYSCAPES, (2048, 1024))
+ADE20K = DataSet("ADE20K", classes.ADE20K, (2048, 512))
+VOC = DataSet("Pascal VOC 2012 + Aug", classes.VOC, (2048, 512))
 # No model of it is published elsewhere: the scale is that of ours.
-CAMVID = DataSet("CamVid, 11 classes, 480x360", CAMVID_CLASSES, (640, 480))
+CAMVID = DataSet("CamVid, 11 classes, 480x360", classes.CAMVID, (640, 480))
 
 DATA_SETS = (CITYSCAPES, ADE20K, VOC, CAMVID)
 

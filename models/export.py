@@ -17,7 +17,7 @@ from models.registry import ModelSpec, load_model
 from models.segmentor import Segmentor
 
 OPSET = 20
-# Any would do: sizes are symbols. Uneven, since the exporter takes what is equal here to be so always.
+# Any sizes would do, as they become symbols. None equals another: what is equal here the exporter takes to be always.
 EXAMPLE = (2, 3, 97, 130)
 
 

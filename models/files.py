@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.errors import CheckpointError
 
-# What to run, outside of here, on an old training checkpoint. What it says of itself is kept as plain JSON values.
+# What users are told to run on an old training checkpoint. What it says of itself is kept as plain JSON values.
 RESCUE = (
     "python -c \"import json, sys, torch; file = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
     "meta = json.loads(json.dumps(file.get('meta', {}), default=str, skipkeys=True)); "
@@ -75,7 +75,7 @@ def _read_torch(path: Path, weights: bool) -> Content:
     if start not in (ZIP, PICKLE):
         raise CheckpointError(f"{path}: not a torch checkpoint")
     try:
-        # Mapped into memory, what no one looks at is not read.
+        # Mapped into memory, what nobody looks at is never read from the disk.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == ZIP and not weights)
     except UnpicklingError as exc:
         raise CheckpointError(
@@ -85,11 +85,7 @@ def _read_torch(path: Path, weights: bool) -> Content:
     # A damaged file makes torch's parsers raise almost anything.
     except Exception as exc:
         raise CheckpointError(f"{path}: a damaged or truncated torch checkpoint ({type(exc).__name__})") from exc
-    state = content
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and wrapper in state:
-            state = state[wrapper]
-            break
+    state = next((content[name] for name in WRAPPERS if isinstance(content, dict) and name in content), content)
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: holds no state dict")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):

@@ -19,16 +19,17 @@ from torch._jit_internal import is_scripting
 from models.layers import ConvModule
 from models.segmentor import Segmentor
 
-# Of criss-cross attention, which takes its values in bfloat16 and all else in float32.
+# Gives criss-cross attention its values: it takes those in bfloat16, and everything else in float32.
 VALUE = "decode_head.cca.value_conv"
-# Of ANN, which join attention's context to the map that it is of; what reads them rounds what it reads.
+# Where ANN joins a context to its queries' map; what reads the result rounds it in any case.
 JOINS = ("decode_head.fusion.bottleneck", "decode_head.context.bottleneck")
 
-HEIGHTS: tuple[float, ...] = (1, 3 / 4, 2 / 3)  # of inputs that are to share a layout, as parts of the usual one
+# Heights of inputs that must share a layout of the weights, as parts of the usual height.
+HEIGHTS: tuple[float, ...] = (1, 3 / 4, 2 / 3)
 
 Threads = tuple[int, int]
 Convolution = Callable[[Tensor, Tensor, Tensor | None, list[int], list[int], list[int], int], Tensor]
-# In TorchScript's own notation, since what it reads of Python has no way to write `Scalar?[]`.
+# Written as a graph, since `Scalar?[]` cannot be written in the Python that TorchScript reads.
 GRAPH = """
 graph(
     %x : Tensor, %weight : Tensor, %bias : Tensor?,
@@ -46,7 +47,7 @@ graph(
 
 
 def can_fuse() -> bool:
-    """Whether this torch has the operators, and its notation for them, which are no public part of it."""
+    """Whether this torch has the operators, and takes graphs as text; neither is a public part of it."""
     operators = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
     has_operators = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in operators)
     return has_operators and all(hasattr(torch._C, name) for name in ("parse_ir", "_create_function_from_graph"))
@@ -74,13 +75,13 @@ class FusedConv(nn.Module):
             dtype: of the weights and the products
             size: of its usual input; others work too
             out_dtype: of the result, if another than `dtype`
-            threads: how many compute it beside other passes, and alone; sets torch's number on the calling thread
+            threads: how many compute a pass that runs beside others, and one that runs alone; changes torch's number
+                on the calling thread
         """
         super().__init__()
         self.out_channels = conv.out_channels
         weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
         assert isinstance(conv.padding, tuple)
-        # What the operators take beside tensors.
         self.padding, self.stride, self.dilation = (list(pair) for pair in (conv.padding, conv.stride, conv.dilation))
         self.groups = conv.groups
         self.beside = threads[0]
@@ -88,7 +89,7 @@ class FusedConv(nn.Module):
         self.weight = nn.Parameter(beside, requires_grad=False)
         same = beside is alone or _layout(beside) == _layout(alone)
         self.weight_alone = self.weight if same else nn.Parameter(alone, requires_grad=False)
-        # In float32 whatever the dtype: it is added before the sum is rounded, and costs nothing.
+        # In float32 whatever the dtype: added before the sum is rounded, it costs nothing.
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self._dtype = dtype
         self.out_dtype = out_dtype or dtype
@@ -99,15 +100,15 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor, pads_rows: bool = True) -> Tensor:
         """
         Args:
-            pads_rows: without, the first and last rows of the input have no output of their own. Not by keyword
-                alone, which TorchScript does not know
+            pads_rows: False if the input has the rows above and below already. Not keyword-only, which TorchScript
+                does not know
         """
         padding = [self.padding[0] if pads_rows else 0, self.padding[1]]
         # torch's own look at the type costs as much as a small operator.
         x = x if x.dtype == self._dtype else x.to(self._dtype)
         weight = self.weight
-        # TorchScript can't tell: of what it runs there are two, see `alone`.
-        if not is_scripting():  # noqa: SIM102 - of two conditions in one TorchScript would leave out nothing
+        # TorchScript cannot ask for the number of threads, so each number has a script of its own, see `alone`.
+        if not is_scripting():  # noqa: SIM102 - TorchScript leaves the rest out only if this condition stands alone
             if torch.get_num_threads() != self.beside:
                 weight = self.weight_alone
         out: Tensor = self._convolve(x, weight, self.bias, padding, self.stride, self.dilation, self.groups)
@@ -117,8 +118,8 @@ class FusedConv(nn.Module):
     def _lay_out(self, weight: Tensor, size: torch.Size, threads: int) -> Tensor:
         """The weights in oneDNN's layout for the usual input, if flatter inputs have the same; else as they are.
 
-        oneDNN has to lay out weights anew in each pass if they come in a layout for another input, which is slow. From
-        weights without a layout it is fast.
+        Weights that are not in the layout for an input oneDNN lays out anew in each pass: slowly from another layout,
+        fast from none.
         """
         count, channels, height, width = size
         torch.set_num_threads(threads)
@@ -133,7 +134,7 @@ class FusedConv(nn.Module):
 
 
 def alone(module: nn.Module) -> nn.Module | None:
-    """A copy with the weights for passes that are alone, which shares all else; None if they are the same weights."""
+    """A copy with the weights for passes that run alone, sharing all else; None if these are the usual ones."""
     fused = [part for part in module.modules() if isinstance(part, FusedConv)]
     if all(conv.weight is conv.weight_alone for conv in fused):
         return None
@@ -146,17 +147,17 @@ def alone(module: nn.Module) -> nn.Module | None:
 
 
 def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool, threads: Threads = (1, 1)) -> None:
-    """Replace, in place, every convolution, its batch norm folded, together with its activation.
+    """Replace, in place, every convolution and its activation; batch norms must have been folded.
 
     Args:
         image: [1, 3, H, W] of the usual size
-        reduced: bfloat16 in those that `tolerates` names; it rounds what they put out, so that the caller must see
-            whether the network bears it
+        reduced: bfloat16 in those that `tolerates` names. It rounds their results: whether the network bears that, the
+            caller must find out
         threads: as for `FusedConv`
     """
     sizes = _input_sizes(segmentor, image)
     late = _late_blocks(segmentor)
-    made: dict[nn.Module, FusedConv] = {}  # a module that two share is replaced by one
+    made: dict[nn.Module, FusedConv] = {}  # a module that two share is replaced by one that they share
 
     def fused(module: ConvModule | nn.Conv2d, name: str) -> FusedConv:
         conv, activation = (
@@ -170,9 +171,9 @@ def fuse_convolutions(segmentor: Segmentor, image: Tensor, *, reduced: bool, thr
         return made[module]
 
     before = torch.get_num_threads()
-    # On a thread of its own, which ends and takes its OpenMP helpers with it. OpenMP counts the helpers of all threads
-    # that have computed on several cores; once they are more than the cores, all sleep after every operator.
-    # The initializer: as a thread first computes, torch sets its number to the last that any thread asked for.
+    # On a thread of its own, which ends and takes its OpenMP helpers with it. Each thread that has computed on several
+    # cores has helpers; once all together are more than the cores, OpenMP lets them sleep after every operator.
+    # The initializer: when a thread first computes, torch gives it the number of threads that was last asked for.
     with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as brief:
         try:
             brief.submit(_replace, segmentor, "", fused).result()
@@ -224,7 +225,7 @@ def _input_sizes(segmentor: Segmentor, image: Tensor) -> dict[nn.Module, torch.S
 
 
 def _layout(weight: Tensor) -> bytes:
-    """What tells one layout from another; of none at all, nothing."""
+    """What tells one layout from another; empty if there is none."""
     if not weight.is_mkldnn:
         return b""
     description: Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(weight)

@@ -31,7 +31,7 @@ class Layout:
     """
     Attributes:
         mark: the beginning of names that only this layout has
-        rules: beginnings, or with a leading dot parts, of names and what stands in their places with us
+        rules: beginnings of names, or with a leading dot any parts of them, and what we have in their places
         convert: from renamed tensors to those that mean the same in our modules
         options: what goes with the layout, unless the file says otherwise
     """

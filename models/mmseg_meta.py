@@ -1,7 +1,7 @@
 """What a checkpoint of mmsegmentation says of itself: classes, and the configuration that it was trained with.
 
-The configuration is Python text (`meta['config']` in 0.x, `meta['cfg']` in 1.x). It is parsed and never run: of
-assignments of literals and `dict(...)`, all else is passed over.
+The configuration is Python text (`meta['config']` in 0.x, `meta['cfg']` in 1.x). It is parsed and never run: names that
+are given literals or `dict(...)` are read, all else is passed over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from models.errors import CheckpointError
 
 Values = Mapping[str, object]
 
-# What our networks are fixed to, where a configuration may say otherwise and the tensors' shapes would not show it.
+# What is fixed in our networks. A configuration may say otherwise, and the tensors' shapes would not show it.
 BACKBONE: Values = {
     "strides": [1, 2, 1, 1],
     "dilations": [1, 1, 2, 4],
@@ -43,7 +43,7 @@ RESNET_DEFAULTS: Values = {"strides": [1, 2, 2, 2], "dilations": [1, 1, 1, 1], "
 
 
 def of_meta(meta: Values) -> Card:
-    """What `meta` says, without values of the wrong form: people write into it what they like."""
+    """What `meta` says; values of the wrong form are left out, since people write into it what they like."""
     data_set = _mapping(meta.get("dataset_meta"))
     config = _assignments(meta.get("config", meta.get("cfg")))
     model = _mapping(config.get("model"))
@@ -92,7 +92,7 @@ def options_of_meta(meta: Values) -> dict[str, str]:
 
 
 def _assignments(text: object) -> dict[str, object]:
-    """Names that the text gives values, and those that are literals."""
+    """Names that the text gives values, with the values that are literals, else None."""
     try:
         tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])
     # Deeply nested text exhausts the parser, which says so in one of several ways.
@@ -142,7 +142,7 @@ def _test_scale(config: Values) -> tuple[int, int] | None:
 
 
 def _test_steps(config: Values) -> Iterator[Values]:
-    """Of the pipeline that 0.x or 1.x tests by; the variable that it was made from may have been changed since."""
+    """The steps of the pipeline that a test goes by; the variable that it was made from may have been changed since."""
     old = _mapping(_mapping(config.get("data")).get("test"))
     new = _mapping(_mapping(config.get("test_dataloader")).get("dataset"))
     return _steps(old.get("pipeline") or new.get("pipeline") or config.get("test_pipeline"))

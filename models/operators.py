@@ -15,24 +15,20 @@ from models.ops.launching import can_launch
 
 
 def choose_operators(network: nn.Module, device: torch.device, *, reference: bool = False) -> None:
-    """Have a network run the fastest operators for inference there; without this it has those that can also learn.
+    """Have a network run the fastest operators for inference on its device, in place of those that can also learn.
 
     Args:
-        reference: take the definitions instead, as slow as they are, to check the others by
+        reference: take the slow definitions instead, to check the others by
     """
     for module in network.modules():
         if isinstance(module, CrissCrossAttention):
             if reference:
                 module.attend = criss_cross_attention_reference
             elif device.type == "cuda" and can_launch():
-                _take_kernels(module)
+                from models.ops.criss_cross_triton import criss_cross_attention_triton
+
+                module.attend = criss_cross_attention_triton
         elif reference and isinstance(module, PyramidAttention | PositionAttention | NonLocalBlock):
             module.attend = dense_attention_reference
             if isinstance(module, PyramidAttention):
                 module.pool = pyramid_pool_reference
-
-
-def _take_kernels(module: CrissCrossAttention) -> None:
-    from models.ops.criss_cross_triton import criss_cross_attention_triton
-
-    module.attend = criss_cross_attention_triton

@@ -3,15 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from models.segmentor import Segmentor
-
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # of a backbone, in the order they run
+from models.segmentor import STAGES, Segmentor
 
 
 def lower_precision(segmentor: Segmentor, first: str) -> None:
     """Have a network compute in bfloat16, in place, from one stage of its backbone to the logits.
 
-    What comes before that stage, the image among it, stays in float32. A decoder takes finer maps as they come.
+    The image and what comes before that stage stay in float32; a decoder converts the finer maps that it is given.
 
     Args:
         first: one of STAGES

@@ -45,7 +45,7 @@ HEADS = {
     FCNHead: "FCN",
 }
 
-# mmsegmentation's, where the file says nothing and its data set is none of the known.
+# What mmsegmentation does with most data sets, for a file that says nothing and whose data set is not known.
 USUAL = Card(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
@@ -63,8 +63,8 @@ USUAL = Card(
     average=WHOLE.average,
     licence="not stated",
 )
-# What the authors' own scripts do. Means in RGB. The CCNet's evaluates with windows that overlap by a third; the ANN's
-# without, and has windows of its own if asked for them.
+# What the authors' own scripts do, with means in RGB. CCNet's evaluates in windows that overlap by a third; ANN's looks
+# at the whole image, and has windows of its own for those who ask for them.
 OFFICIAL = {
     OFFICIAL_CCNET.title: Card(
         mean=(122.67891434, 116.66876762, 104.00698793),
@@ -91,11 +91,11 @@ OFFICIAL = {
 def recognise(path: str | Path, said: Card = NOTHING_SAID) -> ModelSpec:
     """What a checkpoint file is, without reading its weights but for their hash.
 
-    What is not said of it, the file's name tells if it is a published one's, else the file itself, else its layout
-    and its number of classes.
+    Each property is the first that is found: in `said`, by the file's name if it is that of a published checkpoint, in
+    the file itself, by its layout and its number of classes.
 
     Args:
-        said: by whoever wants it served; goes before all else
+        said: by whoever wants it served
 
     Raises:
         CheckpointError: as `load_segmentor`; or nothing tells what its classes are, or what is said contradicts it
@@ -114,7 +114,7 @@ def recognise(path: str | Path, said: Card = NOTHING_SAID) -> ModelSpec:
 def _specified(path: Path, checkpoint: Checkpoint, segmentor: Segmentor, digest: str, said: Card) -> ModelSpec:
     card = first_said(said, _of_name(path.name, segmentor, digest), _of_file(checkpoint, segmentor.num_classes))
     classes, data_set = _classes(card, segmentor.num_classes)
-    scale = Card() if data_set is None else Card(scale=data_set.scale)
+    scale = NOTHING_SAID if data_set is None else Card(scale=data_set.scale)
     card = first_said(card, OFFICIAL.get(checkpoint.layout.title, NOTHING_SAID), scale, USUAL)
     dataset = card.dataset or ("its own" if data_set is None else data_set.name)
     preprocessing = Preprocessing(
@@ -161,7 +161,7 @@ def _check_sizes(preprocessing: Preprocessing, inference: Inference) -> None:
 
 
 def _sure(value: Value | None) -> Value:
-    """What `USUAL` says if nothing else does."""
+    """A value that is there, since `USUAL` has it if nothing else does."""
     assert value is not None
     return value
 
@@ -229,8 +229,6 @@ def _backbone(backbone: object) -> str:
         return "MobileNet-EdgeTPU"
     assert isinstance(backbone, ResNet)
     blocks = tuple(len(stage) for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4))
-    depths = {**BLOCKS}
-    if isinstance(backbone.layer1[0], BasicBlock):
-        depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-    depth = next((str(depth) for depth, counts in depths.items() if counts == blocks), f"{blocks}")
-    return f"ResNet-{depth}" if depth.isdigit() else f"ResNet with {'+'.join(map(str, blocks))} blocks"
+    depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)} if isinstance(backbone.layer1[0], BasicBlock) else BLOCKS
+    named = (f"ResNet-{depth}" for depth, counts in depths.items() if counts == blocks)
+    return next(named, f"ResNet with {'+'.join(map(str, blocks))} blocks")

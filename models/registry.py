@@ -7,7 +7,8 @@ from hashlib import file_digest
 from pathlib import Path
 
 from models.checkpoint import load_segmentor
-from models.classes import CAMVID, ClassSet
+from models.classes import ClassSet
+from models.data_sets import CAMVID
 from models.errors import CheckpointError, UnknownModel
 from models.segmentor import Segmentor
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -44,7 +45,7 @@ class ModelSpec:
 
 
 # The networks see CamVid's 480x360 enlarged by 4/3: that is where their training's scales have their middle.
-CAMVID_PREPROCESSING = Preprocessing(scale=(640, 480), mean=IMAGENET_MEAN, std=IMAGENET_STD, multiple=16)
+CAMVID_PREPROCESSING = Preprocessing(scale=CAMVID.scale, mean=IMAGENET_MEAN, std=IMAGENET_STD, multiple=16)
 
 
 def _trained_here(name: str, title: str, sha256: str, miou: float) -> ModelSpec:
@@ -53,10 +54,10 @@ def _trained_here(name: str, title: str, sha256: str, miou: float) -> ModelSpec:
         title=title,
         weights=WEIGHTS / f"{name}.safetensors",
         sha256=sha256,
-        classes=CAMVID,
+        classes=CAMVID.classes,
         preprocessing=CAMVID_PREPROCESSING,
         miou=miou,
-        dataset="CamVid, 11 classes, 480x360",
+        dataset=CAMVID.name,
         licence="CC BY-NC 4.0",
         source="trained here by training/train.py; see models/weights/README.md",
     )

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.jit.frontend import FrontendError
 
 from models.fused import FusedConv, alone
-from models.precision import STAGES
-from models.segmentor import Segmentor
+from models.segmentor import STAGES, Segmentor
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ from models.heads.decoder import Decoder
 from models.heads.fcn import Head
 from models.traces import Trace
 
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")  # of a backbone, in the order they run
+
 
 class Output(NamedTuple):
     logits: Tensor  # [B, K, h, w] at the head's (or decoder's) resolution
@@ -24,7 +26,7 @@ class Segmentor(nn.Module):
     ) -> None:
         """
         Args:
-            backbone: image to features by name, `c1` to `c4`; has `stem` and `layer1` to `layer4`
+            backbone: image to features by name, `c1` to `c4`; has the modules STAGES
             decode_head: features to context, context to logits
             decoder: between the context and the classifier, for light models
             align_corners: how the logits are to be resized, fixed when the model was trained
@@ -61,6 +63,6 @@ class Segmentor(nn.Module):
 
     def timed_modules(self) -> dict[nn.Module, tuple[str, ...]]:
         """Module to the name of each of its calls in one forward pass; together they are the network."""
-        stages = {getattr(self.backbone, name): (name,) for name in ("stem", "layer1", "layer2", "layer3", "layer4")}
+        stages = {getattr(self.backbone, name): (name,) for name in STAGES}
         decoder = {} if self.decoder is None else {self.decoder: ("decoder",)}
         return {**stages, **self.decode_head.timed_modules(), **decoder}

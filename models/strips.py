@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.backbones.mobilenet import InvertedResidual
 from models.fused import FusedConv
 
-# Of the wide map: at a time, and from how many on. A strip costs some 0.1 ms of calls.
+# Elements of the wide map: in one strip, and the fewest that are worth strips, whose calls cost some 0.1 ms each.
 STRIP_ELEMENTS, WORTH_IT = 3 << 18, 1 << 21
 
 
@@ -62,8 +62,8 @@ class Strips(nn.Module):
         if first >= 0 and last <= x.shape[2]:
             wide = self.depthwise(self.expand(x[:, :, first:last]), pads_rows=False)
             return self.project(wide)  # type: ignore[no-any-return]
-        # At an edge the convolution pads both sides, which is cheaper than to copy the wide map between zeros; what it
-        # makes of the zeros on the other side is left out.
+        # At an edge the convolution pads both sides, and the rows that it makes of zeros on the inner side are cut off.
+        # To copy the wide map between zeros would cost more.
         before = max(0, first) // self._stride
         wide = self.depthwise(self.expand(x[:, :, before * self._stride : min(last, x.shape[2])]))
         return self.project(wide[:, :, top - before : bottom - before])  # type: ignore[no-any-return]

@@ -21,13 +21,14 @@ class Trace:
 
     Attributes:
         block: which block: criss-cross, AFNB, APNB, non-local or DANet's position attention
-        step: 1 for the first pass, 2 for the second of a recurrent block
+        step: which pass of a recurrent block, from 1 on
         query: [B, C, H, W], or [C, H, W] for one image
         key: [B, C, H, W]; pooled to [B, C, S] when `pool_scales` is set; without B for one image
         scale: the factor on the affinity (1 for criss-cross and position attention, d^-1/2 for the others)
         pool_scales: grid sizes of a pyramid block, coarse to fine; S is the sum of their squares
         gamma: [] or [1], the factor that the block's context has beside its residual, where there is one factor
-        logsumexp: [B, H, W], the logarithm of what each query's weights are divided by, where the operator tells it
+        logsumexp: [B, H, W], without B for one image: the logarithm of what each query's weights are divided by, if the
+            operator tells it
     """
 
     block: Block
@@ -56,8 +57,8 @@ class Trace:
     def of_image(self, index: int) -> Trace:
         """The trace of one image of the batch, copied to host memory, as exact as it was.
 
-        Of a network in float32 that is float32: rounded to halves, unscaled affinities would be off by per cents.
-        A half holds all of a bfloat16 from 8e-6 to 65504, which has three bits less and a larger range.
+        A network in float32 needs float32: with halves, unscaled affinities would be off by per cents. For one in
+        bfloat16 halves do: they have three more bits, and a smaller range, from 8e-6 to 65504 without loss.
         """
         gamma = None if self.gamma is None else self.gamma.detach().float().cpu().clone()
         return replace(self.mapped(lambda tensor: _to_host(tensor[index])), gamma=gamma)

@@ -77,7 +77,7 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
         return image
     if not antialias:
         return resize_like_opencv(image, size)
-    # The batch first: else torch doesn't see that channels come last, and goes by way of planes.
+    # Without a batch axis torch does not see that channels come last, and copies them to planes first.
     batch = image.unsqueeze(0).permute(0, 3, 1, 2)
     resized = F.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)
     return resized.squeeze(0).permute(1, 2, 0).contiguous()
@@ -103,7 +103,7 @@ def resize_like_opencv(image: Tensor, size: Size) -> Tensor:
     """
     above, below, upper, lower = _fixed_point_weights(image.shape[0], size[0])
     left, right, near, far = _fixed_point_weights(image.shape[1], size[1], whole_at_edges=True)
-    # Only the rows that count are resized, each once: about as many as the larger of both heights.
+    # Only the rows that count are resized, each once: at most two for each new one.
     rows, index = torch.cat([above, below]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     source, channels = image.index_select(0, rows), image.shape[2]
     values = _weighted(source.index_select(1, left).flatten(1), near.repeat_interleave(channels))
@@ -144,9 +144,9 @@ def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype =
     Returns:
         [B, 3, H, W] of `dtype`, channels-last in memory, which costs no copy from images
     """
-    # Row by row: torch goes through the last axis, and three values at a time would take it seven times as long.
+    # A whole row at a time: along an axis of three channels alone torch would take seven times as long.
     width = images.shape[2]
-    # Else torch would wait, for each of them, until a GPU is done with all that it was given.
+    # A copy that blocks would wait until the GPU has done all that it was given before.
     mean, std = (
         torch.tensor(values).repeat(width).to(images.device, non_blocking=True)
         for values in (preprocessing.mean, preprocessing.std)
@@ -156,7 +156,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing, dtype: torch.dtype =
 
 
 def blank_padding(batch: Tensor, insides: Sequence[Size | None]) -> None:
-    """Make 0, the mean, of what `pad` added to the images of a batch [B, 3, H, W], normalised since; in place.
+    """Fill what `pad` added to the images of a normalised batch [B, 3, H, W] with 0, which is the mean; in place.
 
     Args:
         insides: size that each had before, None if it was not padded

@@ -100,7 +100,7 @@ class View:
         size: to which the image is resized
         flipped: whether it is mirrored left to right after that
         windows: of the resized (and mirrored) image, all of one size
-        padded: what the network is given of each: windows of this size, if they are smaller
+        padded: size that smaller windows are padded to before the network sees them
     """
 
     size: Size

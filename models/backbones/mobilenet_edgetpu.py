@@ -4,6 +4,8 @@ Its early blocks fuse the expansion with the 3x3 filter, which costs more arithm
 MobileNetV2's pair; no activation is capped. It was published as a graph of 62 convolutions, batch norm folded in.
 """
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from models.layers import ConvModule
@@ -65,28 +67,8 @@ class MobileNetEdgeTPU(nn.Module):
         self.stem = nn.Sequential(ConvModule(3, 24, 3, stride=2), ConvModule(24, 16, activation=nn.Identity()))
         self.layer1 = nn.Sequential(*_fused_stage(16, LAYER1))
         self.layer2 = nn.Sequential(*_fused_stage(24, LAYER2))
-        channels = 40
-        stages = []
-        for blocks, stride, dilation in ((LAYER3, 2, 1), (LAYER4, 1, 2)):
-            stage: list[nn.Module] = []
-            for index, (hidden, out_channels, kernel_size) in enumerate(blocks):
-                # A block that expands eightfold begins a group, and a group's first block has no residual.
-                first = hidden == 8 * channels
-                stage.append(
-                    InvertedResidual(
-                        channels,
-                        hidden,
-                        out_channels,
-                        kernel_size,
-                        stride=stride if index == 0 else 1,
-                        dilation=dilation if index else 1,
-                        has_residual=not first,
-                    )
-                )
-                channels = out_channels
-            stages.append(stage)
-        self.layer3 = nn.Sequential(*stages[0])
-        self.layer4 = nn.Sequential(*stages[1])
+        self.layer3 = nn.Sequential(*_inverted_stage(40, LAYER3, stride=2, dilation=1))
+        self.layer4 = nn.Sequential(*_inverted_stage(72, LAYER4, stride=1, dilation=2))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] to `c1` (stride 4), `c2` (8), `c3` and `c4` (16) with 24, 40, 72 and 144 channels."""
@@ -96,9 +78,22 @@ class MobileNetEdgeTPU(nn.Module):
         return {"c1": c1, "c2": c2, "c3": c3, "c4": self.layer4(c3)}
 
 
-def _fused_stage(channels: int, blocks: tuple[tuple[int, int], ...]) -> list[nn.Module]:
-    stage: list[nn.Module] = []
+def _fused_stage(channels: int, blocks: tuple[tuple[int, int], ...]) -> Iterator[nn.Module]:
     for index, (hidden, out_channels) in enumerate(blocks):
-        stage.append(FusedResidual(channels, hidden, out_channels, stride=1 if index else 2))
+        yield FusedResidual(channels, hidden, out_channels, stride=1 if index else 2)
         channels = out_channels
-    return stage
+
+
+def _inverted_stage(
+    channels: int, blocks: tuple[tuple[int, int, int], ...], *, stride: int, dilation: int
+) -> Iterator[nn.Module]:
+    """The first block has the stride, the others are dilated."""
+    for index, (hidden, out_channels, kernel_size) in enumerate(blocks):
+        yield InvertedResidual(
+            *(channels, hidden, out_channels, kernel_size),
+            stride=1 if index else stride,
+            dilation=dilation if index else 1,
+            # A block that expands eightfold begins a group, and a group's first block has no residual.
+            has_residual=hidden != 8 * channels,
+        )
+        channels = out_channels

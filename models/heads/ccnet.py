@@ -24,12 +24,12 @@ class CrissCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, step: int = 1) -> tuple[Tensor, Trace]:
         """[B, C, H, W] to the attended map of the same shape, and what led there."""
-        # One copy here, so that the attention, which reads lines of positions, need not copy all that it is given.
+        # One copy here saves the attention, which reads lines of positions, a copy of each of its inputs.
         x = x.contiguous(memory_format=torch.channels_last)
         query, key = self.query_conv(x), self.key_conv(x)
         context, logsumexp = self.attend(query, key, self.value_conv(x))
-        # gamma * context + x, without the product in memory
         trace = Trace("cca", step, query, key, gamma=self.gamma.scale, logsumexp=logsumexp)
+        # gamma * context + x, without the product in memory
         return torch.addcmul(x, context, self.gamma.scale), trace
 
 

@@ -1,6 +1,6 @@
 """The plain head: two convolutions beside the input. Long et al., arXiv 1411.4038, in mmsegmentation's shape.
 
-It is the control without attention, and the frame into which CCNet and Non-local put theirs.
+It is the control without attention, and the frame into which CCNet, Non-local and GCNet put theirs.
 """
 
 from collections.abc import Mapping

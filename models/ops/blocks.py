@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-# Affinities at a time. Of lines a MiB of float32, which stays in a core's cache until it has met its own values; of
-# all pairs 16 MiB, since each block reads all values.
+# Affinities that are made at once. Along lines 1 MiB of float32, which stays in a core's cache until it is multiplied
+# by the values of its lines; of all pairs 16 MiB, since each block reads all values again.
 LINE_ELEMENTS, DENSE_ELEMENTS = 1 << 18, 1 << 22
 
 
 def runs_in_place(*inputs: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)) -> bool:
-    """Whether this is plain inference on a CPU: a gradient or a graph of operations in place would cost more.
+    """Whether this is plain inference on a CPU: with gradients, or in an exported graph, blocks would cost more.
 
     Args:
-        dtypes: in which the blocks are right
+        dtypes: that the blocks are made for
     """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False

@@ -34,7 +34,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
     Returns:
         context [B, V, H, W], in the value's dtype and in channels-last memory
         logsumexp [B, H, W], float32 or better: a position weighs each one of its cross by exp(query . key - logsumexp),
-            so any row or column of the attention can be had again without the others
+            so any row or column of the attention can be computed again without the others
     """
     # Affinities are unscaled: as half-precision numbers they would overflow or lose what distinguishes them.
     exact = torch.promote_types(query.dtype, torch.float32)
@@ -98,7 +98,7 @@ def _attend_along_rows(
 def _attend_along_columns(
     query: Tensor, key: Tensor, value: Tensor, context: Tensor, logsumexp: Tensor, at_once: int
 ) -> None:
-    """Adds each position's column to what is there of its row: a mean of both, each by what its weights come to."""
+    """Adds each position's column to what its row has left: the mean of both, weighted by the exponentials' sums."""
     query, key, value = query.permute(2, 1, 0), key.permute(2, 1, 0), value.permute(2, 1, 0)  # [W, H, C]
     context, logsumexp = context.transpose(0, 1), logsumexp.T
     for first in range(0, query.shape[0], at_once):

@@ -61,7 +61,7 @@ def _attend(tensors: tuple[Tensor, ...], before: Tensor, logsumexp: Tensor, *, a
         query.shape[1],
         channels,
         ADDS=adds,
-        # Triton's interpreter multiplies the bits of a bfloat16. In float32 their products are the same.
+        # Triton's interpreter takes the bits of a bfloat16 for an integer. In float32 the products are the same.
         FACTORS=tl.float32 if triton.knobs.runtime.interpret else _TYPES[value.dtype],
         BLOCK_QUERIES=block_queries,
         BLOCK_KEYS=block_keys,
@@ -128,7 +128,7 @@ def _attend_along_lines(
             mask=there[None, :] & (channel[:, None] < channels),
             other=0.0,
         )
-        affinity = tl.dot(queries, keys.to(FACTORS), input_precision="ieee")  # which halves have no need of
+        affinity = tl.dot(queries, keys.to(FACTORS), input_precision="ieee")  # of use to float32 alone
         counts = there[None, :]
         if ADDS:
             counts = counts & (other[None, :] != position[:, None])

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def can_launch() -> bool:
-    """Whether Triton is there, and finds all that it launches kernels by: it makes that itself, with a C compiler."""
+    """Whether Triton is installed, and can launch kernels: it compiles its launcher first, with a C compiler."""
     try:
         import triton
 

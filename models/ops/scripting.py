@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 def can_script() -> bool:
-    """Whether torch supports TorchScript still, which it has given up for newer Pythons."""
+    """Whether torch still supports TorchScript on this Python; on newer ones it does not."""
     return sys.version_info < (3, 14)
 
 

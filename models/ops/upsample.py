@@ -22,15 +22,15 @@ from models.ops.scripting import scripted
 Size = tuple[int, int]  # height, width
 Taps = tuple[Tensor, Tensor]
 
-# Elements of a block that is decided at once: on a CPU so many for each thread, 512 KiB that a core's own cache holds;
-# on CUDA it fills the device.
+# Elements of a block of rows that is decided at once. On a CPU this is for each thread: 512 KiB of float32, which a
+# core's own cache holds. On CUDA it fills the device.
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 MIN_ROWS = 4  # of a block: products of a row or two have too little to share among threads
-# Elements that are widened ahead for the blocks to be made from: 16 MiB of float32.
+# Elements that are resized to the whole width ahead of the blocks that are made from them: 16 MiB of float32.
 CHUNK_ELEMENTS = 1 << 22
-# New columns that are made at once, from the few old ones they depend on: in a product of all, most factors are zeros.
+# New columns made by one product, from the few old ones that they depend on: in a product of all, most factors are 0.
 BAND_COLUMNS = 128
-# Elements of the largest matrix that is kept: 4 MiB of float32, as 8192 pixels made of 128 cells.
+# Elements of the largest matrix that is kept for the next image: 4 MiB of float32, such as 8192 pixels from 128 cells.
 KEPT_ELEMENTS = 1 << 20
 # Cells along an axis that a pixel depends on after two bilinear resizes, unless the first of them shrinks.
 TAPS = 4
@@ -63,7 +63,7 @@ class Axis:
 
     @cached_property
     def taps(self) -> Taps | None:
-        """Per new position TAPS old ones, int32, and their weights, both [new, TAPS]; None if it takes more."""
+        """TAPS old positions for each new one, int32, and their weights, both [new, TAPS]; None if TAPS are too few."""
         start, end = (torch.tensor(bound, device=self.matrix.device)[:, None] for bound in (self.start, self.end))
         if (end - start).max() > TAPS:
             return None
@@ -96,7 +96,7 @@ def resize_axis_cubic(signal: Tensor, length: int) -> Tensor:
     """Resize the first axis of a matrix [old, n] with OpenCV's INTER_CUBIC: [length, n]."""
     if signal.shape[0] == length:
         return signal
-    # There is none for one axis alone; along the other, which keeps its size, it changes nothing.
+    # torch has no cubic resize of one axis alone; along the other, whose size stays, this changes nothing.
     size = length, signal.shape[1]
     return F.interpolate(signal[None, None], size, mode="bicubic", align_corners=False)[0, 0]
 
@@ -142,14 +142,9 @@ def _kernel() -> Callable[[Tensor, Taps, Taps], tuple[Tensor, Tensor]] | None:
 
 
 def _twice(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
-    # Of a panorama it is tens of megabytes, too many to be kept for a next one.
+    # A panorama's matrices have tens of megabytes, too much to keep.
     make = _kept if old * new <= KEPT_ELEMENTS else _made
     return make(old, between, new, align_corners, device)
-
-
-@lru_cache(maxsize=8)  # making both takes as long as a tenth of the rest, and the next image is mostly of the same size
-def _kept(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
-    return _made(old, between, new, align_corners, device)
 
 
 def _made(old: int, between: int, new: int, align_corners: bool, device: torch.device) -> Axis:
@@ -157,6 +152,10 @@ def _made(old: int, between: int, new: int, align_corners: bool, device: torch.d
     for length in (between, new):
         matrix = resize_axis(matrix, length, align_corners=align_corners)
     return Axis.of(matrix).to(device)
+
+
+# Making both axes takes a tenth as long as all the rest, and the next image is mostly of the same size.
+_kept = lru_cache(maxsize=8)(_made)
 
 
 def decide(views: Sequence[Sequence[Patch]]) -> tuple[Tensor, Tensor]:
@@ -209,7 +208,7 @@ def _widen(patch: Patch, parts: list[tuple[int, int]]) -> _Widened:
 def _decide_rows(views: list[list[_Widened]], parts: list[tuple[int, int]], ids: Tensor, confidence: Tensor) -> None:
     """Write these blocks of rows of `decide`'s result."""
     classes = views[0][0].values.shape[0]
-    # The best class is the one with the largest of these among those that reach the maximum: the first.
+    # Of the classes that reach the maximum the first wins: the one of the highest rank.
     rank = torch.arange(classes - 1.0, -1.0, -1.0, device=ids.device).unsqueeze(1).unsqueeze(1)
     for index, part in enumerate(parts):
         top, bottom = part
@@ -219,7 +218,7 @@ def _decide_rows(views: list[list[_Widened]], parts: list[tuple[int, int]], ids:
         if len(views) > 1:
             probability /= len(views)
         highest = probability.amax(0)
-        # As numbers, since torch compares to booleans one at a time.
+        # Into numbers: a comparison that gives booleans takes torch one element at a time.
         is_best = torch.eq(probability, highest, out=probability)
         ids[top:bottom] = classes - 1 - is_best.mul_(rank).amax(0)
         confidence[top:bottom] = highest.mul_(255).round_()

@@ -7,7 +7,6 @@ import pytest
 
 from models.classes import default_palette
 from models.data_sets import ADE20K, CAMVID, CITYSCAPES, DATA_SETS, VOC, DataSet, of_class_count
-from models.registry import CAMVID_PREPROCESSING
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,3 @@ def test_no_data_set_has_seven_classes() -> None:
 def test_colours_of_unknown_classes_are_all_different() -> None:
     assert len(set(default_palette(256))) == 256
     assert all(0 <= part <= 255 for color in default_palette(256) for part in color)
-
-
-def test_the_scale_of_camvid_is_that_of_the_bundled_models() -> None:
-    assert CAMVID.scale == CAMVID_PREPROCESSING.scale

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from models import Segmentor
 from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
-from models.precision import STAGES, lower_precision
+from models.precision import lower_precision
+from models.segmentor import STAGES
 
 HEADS = ["ann", "ccnet", "danet", "fcn", "gcnet", "non_local", "pspnet"]
 BACKBONES = ["resnet", "mobilenet", "edgetpu"]
