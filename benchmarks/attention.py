@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -220,7 +219,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.settings) - set(every):
         parser.error(f"unknown setting {', '.join(sorted(unknown))}")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reuse_heap()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"published": PUBLISHED, "growth": {}}

@@ -25,21 +25,19 @@ from torch import Tensor, nn
 
 from app.engine.memory import reuse_heap
 from app.engine.prepare import prepare
+from app.engine.tuning import make_fast
 from app.imaging import decode, encode_rgb
 from benchmarks.machine import describe
-from models import ModelSpec, Output, Segmentor, create_model, get_spec
+from models import ModelSpec, Output, Segmentor, create_model, get_spec, list_models
 from models.folding import fold_batch_norm
-from models.fused import fuse_convolutions, has_bfloat16
-from models.ops.scripting import can_script
+from models.fused import has_bfloat16
 from models.ops.upsample import upsample_argmax
-from models.scripted import script_stages
-from models.strips import run_in_strips
 from models.transforms import normalize
 from training.scenes import draw_street
 
 Forward = Callable[[Tensor], Tensor]  # image [1, 3, H, W] to logits [1, K, h, w]
 
-NAMES = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid")
+NAMES = tuple(spec.name for spec in list_models())
 SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 STREETS = 7
@@ -69,10 +67,7 @@ def logits_of(segmentor: Callable[[Tensor], Output]) -> Forward:
 
 def fused(segmentor: Segmentor, image: Tensor, *, reduced: bool) -> Forward:
     own = copy.deepcopy(segmentor)
-    fuse_convolutions(own, image, reduced=reduced, threads=THREADS)
-    run_in_strips(own)
-    if can_script():
-        script_stages(own)
+    make_fast(own, image, THREADS, reduced=reduced)
     return logits_of(own)
 
 

@@ -1,6 +1,7 @@
 """Criss-cross attention alone: our forms beside the einsum form that mmcv has.
 
-`python -m benchmarks.criss_cross [--rounds N]` prints a table and writes benchmarks/results/criss_cross.json.
+`python -m benchmarks.criss_cross [--rounds N] [--threads N ...]` prints tables and writes
+benchmarks/results/criss_cross.json.
 
 Affinity, softmax and aggregation of one image, 64 query and 512 value channels, on the three grids that the papers'
 images have at stride 8; `block` is with the three projections and the residual, on a map in NCHW memory. All is float32
@@ -17,9 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 
 from app.engine.memory import reuse_heap
+from benchmarks.forward import measure_both
 from benchmarks.heads import peak_memory
 from benchmarks.machine import describe
 from models.heads.ccnet import CrissCrossAttention
@@ -66,26 +65,6 @@ def random_inputs(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
     return [(torch.randn(1, size, *grid, generator=generator) * spread).to(device) for size, spread in sizes]
 
 
-def measure(
-    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    """Median seconds of each run by the clock and, over all threads, of the CPU."""
-    clocks = time.perf_counter, time.process_time
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = [clock() for clock in clocks]
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            wall, cpu = (clock() - start for clock, start in zip(clocks, started, strict=True))
-            seconds[name].append((wall, cpu))
-    return {
-        name: (statistics.median(wall for wall, _ in taken), statistics.median(cpu for _, cpu in taken))
-        for name, taken in seconds.items()
-    }
-
-
 def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     inputs = random_inputs(grid, device)
     channels_last = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -109,7 +88,7 @@ def rows(grid: tuple[int, int], rounds: int, device: torch.device) -> dict[str, 
         "block, ours": lambda: block(inputs[2])[0],
     }
     errors = {name: float((run().double() - exact).abs().max()) for name, run in runs.items() if "block" not in name}
-    seconds = measure(runs, rounds, device)
+    seconds = measure_both(runs, rounds, device)
     return {
         name: {
             "seconds": seconds[name][0],
@@ -126,7 +105,7 @@ def product_rates(rounds: int, device: torch.device) -> dict[str, float]:
     """FLOPs a second, by the clock, of the product of two large matrices: what nothing made of products can pass."""
     matrices = {dtype: torch.randn(LARGE, LARGE, device=device).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     runs = {str(dtype).removeprefix("torch."): partial(torch.mm, x, x) for dtype, x in matrices.items()}
-    return {name: 2 * LARGE**3 / wall for name, (wall, _) in measure(runs, rounds, device).items()}
+    return {name: 2 * LARGE**3 / wall for name, (wall, _) in measure_both(runs, rounds, device).items()}
 
 
 def floors(grid: tuple[int, int], rates: Mapping[str, float]) -> dict[str, float]:
@@ -168,7 +147,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     reuse_heap()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}

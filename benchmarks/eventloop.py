@@ -24,6 +24,7 @@ import uvicorn
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.machine import describe
+from benchmarks.peers.figures import percentile
 
 SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "eventloop.json"
@@ -45,11 +46,6 @@ def time_callbacks(seconds: list[tuple[float, float, str]]) -> None:
         seconds.append((*taken, getattr(callback, "__qualname__", type(callback).__name__)))
 
     asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def load(clients: int, seconds: float) -> None:

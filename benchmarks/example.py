@@ -53,7 +53,6 @@ def main() -> None:
     ]
     panels = [image, *(decode(picture, image.size) for picture in pictures)]
     rows = [np.concatenate(pair, axis=1) for pair in (panels[:2], panels[2:])]
-    RESULT.parent.mkdir(exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(RESULT, quality=90)
 
 

@@ -143,6 +143,7 @@ def peak_memory(run: Run, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return int(torch.cuda.max_memory_allocated(device)) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     recorded = profiler.profiler
@@ -225,7 +226,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     results = {}
 
     print(f"heads on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -238,7 +238,6 @@ def main() -> None:
                 show(f"{setting}: {what}", table)
             show_ratios(f"{setting}: attention", ratios(results[setting]["attention"]))
 
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
         json.dumps(
             {

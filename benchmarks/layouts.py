@@ -17,13 +17,11 @@ from pathlib import Path
 import torch
 
 from app.engine.memory import reuse_heap
+from app.engine.tuning import make_fast
 from benchmarks.machine import describe
 from models import Segmentor, create_model, fused
 from models.folding import fold_batch_norm
 from models.fused import has_bfloat16
-from models.ops.scripting import can_script
-from models.scripted import script_stages
-from models.strips import run_in_strips
 
 MODEL = "ccnet-mobilenetv2-camvid"
 RESULTS = Path(__file__).parent / "results" / "layouts.json"
@@ -36,11 +34,8 @@ def network(heights: tuple[float, ...], threads: tuple[int, int], *, reduced: bo
     fold_batch_norm(segmentor)
     segmentor.use_channels_last()
     fused.HEIGHTS = heights
-    fused.fuse_convolutions(segmentor, torch.randn(1, 3, *USUAL), reduced=reduced, threads=threads)
+    make_fast(segmentor, torch.randn(1, 3, *USUAL), threads, reduced=reduced)
     fused.HEIGHTS = usual
-    run_in_strips(segmentor)
-    if can_script():
-        script_stages(segmentor)
     return segmentor
 
 

@@ -18,7 +18,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
     """For a result's JSON."""
     found: dict[str, str | int] = {
         "device": device.type,
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -43,7 +43,7 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name and, where the system tells them, family and model: processors of one name differ by a factor of two."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

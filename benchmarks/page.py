@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,18 +21,16 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.machine import describe
+from benchmarks.server import serving
+from models import list_models
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "app/web/sample.jpg"
+SAMPLE = Path(__file__).parents[1] / "app/web/sample.jpg"
 RESULTS = Path(__file__).parent / "results" / "page.json"
 PICTURE = RESULTS.with_suffix(".jpg")
-POINT = (
-    0.3125,
-    0.6167,
-)  # of the picture's width and height: on the street, where the three models look at different things
+# Of the picture's width and height: on the street, where the three models look at different things.
+POINT = (0.3125, 0.6167)
 PORT = 18769
 URL = f"http://127.0.0.1:{PORT}"
-MODELS = ("ccnet-mobilenetv2-camvid", "ann-mobilenetv2-camvid", "nonlocal-mobilenetv2-camvid")
 MOVES = 120  # a second, as a good mouse has them
 COUNT = """selector => {
   window.seen = [];
@@ -78,7 +73,7 @@ def drag(page: Page, panel: str, overlay: str, seconds: float) -> float:
 
 def measure(page: Page, seconds: float) -> dict[str, Any]:
     rates = {}
-    for model in MODELS:
+    for model in (spec.name for spec in list_models()):
         page.goto("about:blank")
         page.goto(f"{URL}/#model={model}")
         page.set_input_files("#file", SAMPLE)
@@ -120,35 +115,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of dragging, for each model")
     seconds = parser.parse_args().seconds
-    environment = {**os.environ, "SEGLENS_PORT": str(PORT), "SEGLENS_DEVICE": "cpu", "SEGLENS_LOG_LEVEL": "warning"}
-    server = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)
-    try:
-        _wait_until_ready()
-        with sync_playwright() as playwright:
-            flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-            report = measure(browser.new_page(viewport={"width": 1280, "height": 900}), seconds)
-            about = {"machine": {**describe(torch.device("cpu")), "chromium": browser.version}}
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
+    with serving(PORT, DEVICE="cpu"), sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        report = measure(browser.new_page(viewport={"width": 1280, "height": 900}), seconds)
+        about = {"machine": {**describe(torch.device("cpu")), "chromium": browser.version}}
+        browser.close()
     RESULTS.write_text(json.dumps(about | report, indent=2) + "\n")
     for heading, numbers in report.items():
         print(heading)
         for name, number in numbers.items():
             print(f"  {name:32} {number:6.1f}")
-
-
-def _wait_until_ready() -> None:
-    for _ in range(240):
-        try:
-            if httpx.get(f"{URL}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.25)
-    raise SystemExit("the server does not become ready")
 
 
 if __name__ == "__main__":

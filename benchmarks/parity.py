@@ -24,18 +24,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
-from models.backbones.resnet import BLOCKS
 from models.checkpoint import load_segmentor
 from models.folding import fold_batch_norm
 from models.fused import can_fuse, fuse_convolutions
 from models.operators import choose_operators
 from models.segmentor import Segmentor
-from tests.models.reference import NETWORKS, Sizes, State, logits_of, random_state, shapes_of
+from tests.models.reference import NETWORKS, State, full_size, logits_of, random_state, shapes_of
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 DEPTHS = (50, 101)
 IMAGES = ((97, 129), (161, 75))
-INNER = {"ccnet": 64, "official_ccnet": 64, "danet": 64, "gcnet": 128}
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,6 @@ class Row:
     served: float
     reference: float
     other_class: float
-
-
-def full_size(name: str, depth: int) -> Sizes:
-    official = name.startswith("official")
-    return Sizes(
-        blocks=BLOCKS[depth],
-        stem=(64, 128) if official else (32, 64),
-        planes=(64, 128, 256, 512),
-        channels=512,
-        inner=INNER.get(name, 256),
-        classes=19,
-        auxiliary=512 if official else 256,
-    )
 
 
 def as_served(path: Path, image: Tensor) -> Segmentor:

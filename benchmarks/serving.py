@@ -51,9 +51,9 @@ class Scope:
     Attributes:
         real, null: numbers of clients
         sizes: how many sizes the images on the emulated device have
-        factors: offered load, of what the device can do
-        overloaded: devices that are
-        idle: seconds
+        factors: loads that are offered, as parts of what the device can do
+        overloaded: devices that they are offered to
+        idle: seconds without a request
     """
 
     real: tuple[int, ...] = (1, 4, 16, 64)

@@ -14,14 +14,8 @@ import io
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -29,13 +23,13 @@ import torch
 from PIL import Image
 
 from app import __version__
-from benchmarks.machine import commit
-from benchmarks.parity import full_size
+from benchmarks.machine import commit, processor
+from benchmarks.memory import resident
+from benchmarks.server import serving
 from models import list_models
-from tests.models.reference import random_state, shapes_of
+from tests.models.reference import full_size, random_state, shapes_of
 from training.scenes import draw_street
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "sizing.json"
 PORT = 18767
 CALLERS = 64  # half as many as may wait by default
@@ -47,16 +41,8 @@ LOADS = (
     *(((480, 360), 1), ((1024, 512), 1), ((2048, 1024), 1), ((8000, 5000), 1)),
     *(((2048, 1024), CALLERS), ((8000, 5000), CALLERS)),
 )
-
 # One of the size that is published takes images of 2048x1024 as they are.
 PUBLISHED_LOADS = (((2048, 1024), 1), ((2048, 1024), 2))
-
-
-def status_mb(pid: int, name: str) -> int:
-    """A line of /proc/PID/status, in MB."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return round(int(found.group(1)) * 1024 / 1e6)
 
 
 def forget_peak(pid: int) -> None:
@@ -70,26 +56,14 @@ def picture(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def serving(models: list[str], folder: str) -> Iterator[tuple[int, str]]:
-    """Process id and address of a server that is ready."""
-    own = {"PORT": str(PORT), "DEVICE": "cpu", "MODELS": ",".join(models), "DEFAULT_MODEL": models[0]}
-    own |= {"MAX_RESULT_BYTES": "1", "LOG_LEVEL": "warning"}
+def settings_of(models: list[str], folder: str) -> dict[str, str]:
+    """Of a server of these models; one of the size that is published is written to the folder first."""
+    own = {"DEVICE": "cpu", "MODELS": ",".join(models), "DEFAULT_MODEL": models[0], "MAX_RESULT_BYTES": "1"}
     if models == [PUBLISHED]:
         own |= {"MODEL_DIR": folder, "REQUEST_TIMEOUT": "600", "STALL_TIMEOUT": "600"}
         state = random_state(shapes_of("ccnet", full_size("ccnet", 50)))
         torch.save({"state_dict": state, "meta": {}}, Path(folder) / f"{PUBLISHED}.pth")
-    settings = {f"SEGLENS_{name}": value for name, value in own.items()}
-    server = subprocess.Popen([sys.executable, "-m", "app", "serve"], env={**os.environ, **settings}, cwd=ROOT)
-    url = f"http://127.0.0.1:{PORT}"
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(retries=10)) as client:
-            while client.get(f"{url}/readyz").status_code != 200:
-                time.sleep(0.1)
-        yield server.pid, url
-    finally:
-        server.terminate()
-        server.wait()
+    return own
 
 
 async def post(url: str, models: list[str], body: bytes, at_once: int, times: int) -> Counter[int]:
@@ -107,27 +81,26 @@ async def post(url: str, models: list[str], body: bytes, at_once: int, times: in
 
 def measure(models: list[str]) -> dict[str, object]:
     """Resident memory after the start, the most until then, and peaks with each load, in MB."""
-    with tempfile.TemporaryDirectory() as folder, serving(models, folder) as (pid, url):
-        row: dict[str, object] = {"start": status_mb(pid, "VmRSS"), "while it starts": status_mb(pid, "VmHWM")}
+    with tempfile.TemporaryDirectory() as folder, serving(PORT, **settings_of(models, folder)) as (pid, url):
+        row: dict[str, object] = {"start": round(resident(pid)), "while it starts": round(resident(pid, "VmHWM"))}
         for size, at_once in PUBLISHED_LOADS if models == [PUBLISHED] else LOADS:
             times = ONE_BY_ONE if at_once == 1 and models != [PUBLISHED] else 1
             name = (f"{at_once} callers, " if at_once > 1 else "") + f"{size[0]}x{size[1]}"
             body = picture(*size)
             forget_peak(pid)
             statuses = asyncio.run(post(url, models, body, at_once, times))
-            row[name] = status_mb(pid, "VmHWM")
+            row[name] = round(resident(pid, "VmHWM"))
             row[f"{name}: statuses"] = dict(statuses)
         return row
 
 
 def measured_on() -> dict[str, object]:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "commit": commit(),
         "seglens": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu": found.group(1) if found else platform.machine(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),

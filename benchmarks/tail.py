@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -59,7 +58,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else two lines on stderr for each profile
     print(f"on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{'':<36}{'plain ms':>10}{'ours ms':>10}{'plain MB':>10}{'ours MB':>10}{'agree':>12}")
     costs = {}

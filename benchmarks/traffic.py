@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.peers import figures
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,8 @@ def poisson(
     rate: float, seconds: float, sizes: Sequence[tuple[int, int]] = ((512, 512),), deadline: float = 1.0, seed: int = 0
 ) -> list[Request]:
     """Requests that come independently of each other, of these sizes in turn."""
-    rng, now, requests = random.Random(seed), 0.0, list[Request]()
-    for height, width in itertools.cycle(sizes):
-        now += rng.expovariate(rate)
-        if now >= seconds:
-            break
-        requests.append(Request(now, "model", height, width, deadline, height * width // 8))
-    return requests
+    come = zip(figures.poisson(rate, seconds, seed), itertools.cycle(sizes), strict=False)
+    return [Request(now, "model", height, width, deadline, height * width // 8) for now, (height, width) in come]
 
 
 def read(path: Path) -> list[Request]:

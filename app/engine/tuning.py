@@ -40,13 +40,13 @@ def tune(segmentor: Segmentor, spec: ModelSpec, *, reduced: bool, threads: Threa
     image = _sample(spec)
     if reduced and has_bfloat16():
         lower = copy.deepcopy(segmentor)
-        _make_fast(lower, image, threads, reduced=True)
+        make_fast(lower, image, threads, reduced=True)
         agreement = (_mask(lower, image) == _mask(segmentor, image)).double().mean().item()
         if agreement >= LEAST_AGREEMENT:
             log.info("%s: bfloat16 in part, %.3f %% of the sample as in float32", spec.name, 100 * agreement)
             return lower
         log.info("%s: float32; bfloat16 would give %.3f %% of the sample the same class", spec.name, 100 * agreement)
-    _make_fast(segmentor, image, threads, reduced=False)
+    make_fast(segmentor, image, threads, reduced=False)
     return segmentor
 
 
@@ -69,7 +69,8 @@ def tune_on_cuda(segmentor: Segmentor, spec: ModelSpec) -> Segmentor:
     return segmentor
 
 
-def _make_fast(segmentor: Segmentor, image: Tensor, threads: Threads, *, reduced: bool) -> None:
+def make_fast(segmentor: Segmentor, image: Tensor, threads: Threads, *, reduced: bool) -> None:
+    """Have a network on the CPU, its batch norms folded, run as the service runs it, in place."""
     fuse_convolutions(segmentor, image, reduced=reduced, threads=threads)
     run_in_strips(segmentor)
     if can_script():

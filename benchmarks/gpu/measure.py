@@ -17,7 +17,7 @@ def seconds_of(run: Run, *, graph: bool) -> float:
     """Median of runs, of which there are as many as fit `SECONDS`.
 
     Args:
-        graph: of the device alone, which finds none of the inputs in a cache; else with what launches take
+        graph: the time is the device's alone, with no input in any cache; else launches count too
     """
     if DEVICE.type == "cpu":
         started = time.perf_counter()

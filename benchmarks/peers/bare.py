@@ -50,5 +50,4 @@ def main(replicas: int, files: list[str], *, reduced: bool) -> None:
 
 
 if __name__ == "__main__":
-    *files, last = sys.argv[2:]
-    main(int(sys.argv[1]), [*files, *([] if last == REDUCED else [last])], reduced=last == REDUCED)
+    main(int(sys.argv[1]), [file for file in sys.argv[2:] if file != REDUCED], reduced=REDUCED in sys.argv)

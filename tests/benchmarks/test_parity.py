@@ -1,25 +1,12 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.parity import compare, error, full_size, tamed
+from benchmarks.parity import compare, error, tamed
 from tests.models.reference import Sizes, random_state, shapes_of
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-PUBLISHED = [("ccnet", "ccnet_r50_d8"), ("ann", "ann_r101_d8"), ("nonlocal", "nonlocal_r50_d8")]
-OFFICIAL = [("official_ccnet", "official_ccnet_r101"), ("official_ann", "official_ann_r101")]
-
-
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data: the folder shared/ is not beside the repository")
-@pytest.mark.parametrize(("name", "table"), [*PUBLISHED, *OFFICIAL])
-def test_full_size_is_the_published_size(name: str, table: str) -> None:
-    published = json.loads((REFERENCE / f"keys_{table}.json").read_text())
-    shapes = shapes_of(name, full_size(name, 101 if "r101" in table else 50))
-    assert {key: list(shape) for key, shape in shapes.items()} == published
 
 
 def test_all_agree_on_a_small_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

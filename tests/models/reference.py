@@ -18,6 +18,9 @@ from torch import Tensor
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+INNER = {"ccnet": 64, "official_ccnet": 64, "danet": 64, "gcnet": 128}  # channels of queries and keys, where not 256
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -34,6 +37,20 @@ class Sizes:
 
     def width(self, stage: int) -> int:
         return self.planes[stage - 1] * (1 if self.basic else 4)
+
+
+def full_size(name: str, depth: int) -> Sizes:
+    """As it is published for Cityscapes, with a ResNet of that depth."""
+    official = name.startswith("official")
+    return Sizes(
+        blocks=BLOCKS[depth],
+        stem=(64, 128) if official else (32, 64),
+        planes=(64, 128, 256, 512),
+        channels=512,
+        inner=INNER.get(name, 256),
+        classes=19,
+        auxiliary=512 if official else 256,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import load_segmentor
 from tests.models.golden.networks import FILE, cases, golden_image, golden_state
-from tests.models.reference import NETWORKS, Sizes, logits_of, random_state, shapes_of
-
-# Of a published ResNet-50 network: the inner widths of its attention are those of `INNER`.
-FULL = Sizes((3, 4, 6, 3), (32, 64), (64, 128, 256, 512), 512, 256, 19, auxiliary=256)
-INNER = {"ccnet": 64, "official_ccnet": 64, "danet": 64, "gcnet": 128}
+from tests.models.reference import NETWORKS, full_size, logits_of, random_state, shapes_of
 
 
 def assert_close(got: Tensor, expected: Tensor) -> None:
@@ -50,9 +46,7 @@ def test_logits_are_the_golden_ones(case: str, golden: dict[str, Tensor], tmp_pa
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_published_widths(name: str, tmp_path: Path) -> None:
     """ResNet-50, 512 channels, 19 classes: sums are longer there, and rounding could add up to something."""
-    sizes = replace(FULL, inner=INNER.get(name, 256))
-    if name.startswith("official"):
-        sizes = replace(sizes, stem=(64, 128), auxiliary=512)
+    sizes = full_size(name, 50)
     if name not in ("ccnet", "official_ann"):  # these two are of full depth too; the others' blocks are the same
         sizes = replace(sizes, blocks=(1, 1, 1, 1))
     state = random_state(shapes_of(name, sizes))

@@ -33,6 +33,7 @@ from tests.models.reference import (
     Sizes,
     Source,
     State,
+    full_size,
     logits_of,
     mmseg_logits,
     mmseg_shapes,
@@ -43,7 +44,6 @@ from tests.models.reference import (
 SMALL = Sizes()
 OTHER = Sizes((2, 1, 3, 2), (5, 9), (4, 6, 8, 10), 20, 7, 3, auxiliary=9)
 BASIC = Sizes((2, 1, 1, 2), (4, 8), (8, 8, 10, 12), 16, 3, basic=True)
-R101 = Sizes((3, 4, 23, 3), (64, 128), (64, 128, 256, 512), 512, 64, 19, auxiliary=512)
 OFFICIAL = ["official_ccnet", "official_ann"]
 
 
@@ -95,16 +95,22 @@ def test_what_a_plain_stem_lacks_has_the_files_own_name(tmp_path: Path) -> None:
         load_segmentor(save(state, tmp_path))
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_full_size_official_checkpoints_have_the_published_keys(name: str, shared: Path) -> None:
-    table = json.loads((shared / "reference" / f"keys_{name}_r101.json").read_text())
-    inner = replace(R101, inner=64 if name == "official_ccnet" else 256)
-    assert {key: list(shape) for key, shape in shapes_of(name, inner).items()} == table
+@pytest.mark.parametrize(
+    ("name", "depth", "table"),
+    [
+        *((name, 50, f"{name}_r50_d8") for name in NETWORKS if name not in (*OFFICIAL, "fcn")),
+        *((name, 101, f"{name}_r101_d8") for name in ("ccnet", "ann")),
+        *((name, 101, f"{name}_r101") for name in OFFICIAL),
+    ],
+)
+def test_the_reference_at_full_size_has_the_published_keys(name: str, depth: int, table: str, shared: Path) -> None:
+    published = json.loads((shared / "reference" / f"keys_{table}.json").read_text())
+    assert {key: list(shape) for key, shape in shapes_of(name, full_size(name, depth)).items()} == published
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_full_size_official_checkpoints_fill_ours_shape_for_shape(name: str) -> None:
-    shapes = shapes_of(name, replace(R101, inner=64 if name == "official_ccnet" else 256))
+    shapes = shapes_of(name, full_size(name, 101))
     with torch.device("meta"):
         theirs = strip_prefix({key: torch.empty(shape) for key, shape in shapes.items()})
         layout = detect_layout(theirs)
