@@ -28,13 +28,7 @@ from models.traces import Trace
 
 GRIDS = [(5, 7), (7, 5), (6, 6), (1, 9), (9, 1), (1, 1), (2, 3)]
 SCALES = (1, 3, 6, 8)
-Definition = Callable[[Tensor, Tensor], Tensor]
-
-
-@pytest.fixture
-def dense_criss_cross(criss_cross_map: Definition) -> Callable[[Trace], Tensor]:
-    """All of a pass's attention as a matrix [HW, HW]."""
-    return lambda trace: criss_cross_map(trace.query.double()[None], trace.key.double()[None])[0]
+Plain = Callable[[Trace], Tensor]
 
 
 def cross_trace(grid: tuple[int, int], step: int = 1, spread: float = 1.0) -> Trace:
@@ -58,9 +52,9 @@ def assert_is(got: Tensor, expected: Tensor, grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 20.0])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_one_pass(grid: tuple[int, int], spread: float, dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+def test_one_pass_is_a_row_of_the_plain_attention(grid: tuple[int, int], spread: float, plain_attention: Plain) -> None:
     trace = cross_trace(grid, spread=spread)
-    for expected, cell in zip(dense_criss_cross(trace), cells(grid), strict=True):
+    for expected, cell in zip(plain_attention(trace), cells(grid), strict=True):
         assert_is(criss_cross_map(trace, cell), expected, grid)
 
 
@@ -77,9 +71,9 @@ def test_one_pass_is_a_cross_that_sums_to_one(grid: tuple[int, int], spread: flo
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_two_passes(grid: tuple[int, int], dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+def test_two_passes_are_a_row_of_the_product(grid: tuple[int, int], plain_attention: Plain) -> None:
     first, second = cross_trace(grid, 1), cross_trace(grid, 2)
-    product = dense_criss_cross(second) @ dense_criss_cross(first)
+    product = plain_attention(second) @ plain_attention(first)
     for expected, cell in zip(product, cells(grid), strict=True):
         weights = composed_criss_cross_map(first, second, cell)
         assert_is(weights, expected, grid)
@@ -89,12 +83,14 @@ def test_two_passes(grid: tuple[int, int], dense_criss_cross: Callable[[Trace], 
 
 @pytest.mark.parametrize("gamma", [0.7, -0.02, 0.0, None])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_rollout(grid: tuple[int, int], gamma: float | None, dense_criss_cross: Callable[[Trace], Tensor]) -> None:
+def test_rollout_is_a_row_of_the_product_with_residuals(
+    grid: tuple[int, int], gamma: float | None, plain_attention: Plain
+) -> None:
     factor = None if gamma is None else torch.tensor(gamma, dtype=torch.float64)
     first, second = (replace(cross_trace(grid, step), gamma=factor) for step in (1, 2))
     size = abs(1.0 if gamma is None else gamma)
     one, two = (
-        (size * dense_criss_cross(trace) + torch.eye(grid[0] * grid[1])) / (1 + size) for trace in (first, second)
+        (size * plain_attention(trace) + torch.eye(grid[0] * grid[1])) / (1 + size) for trace in (first, second)
     )
     for expected, cell in zip(two @ one, cells(grid), strict=True):
         weights = rollout_criss_cross_map(first, second, cell)
@@ -106,7 +102,7 @@ def test_rollout(grid: tuple[int, int], gamma: float | None, dense_criss_cross: 
 
 @pytest.mark.parametrize("size", [(6, 8), (24, 32), (25, 31), (3, 5), (1, 1), (700, 2)])
 @pytest.mark.parametrize("grid", [(6, 8), (1, 1), (5, 3)])
-def test_shares_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_the_share_of_a_cell_is_that_of_its_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
     member = np.random.default_rng(0).random(size) < 0.4
     expected = np.zeros(grid)
     for y, x in np.argwhere(member):
@@ -115,15 +111,14 @@ def test_shares_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_dense(grid: tuple[int, int]) -> None:
+def test_a_dense_map_is_a_row_of_the_plain_attention(grid: tuple[int, int], plain_attention: Plain) -> None:
     trace = Trace("nl", 1, torch.randn(4, *grid), torch.randn(4, *grid), scale=0.5)
-    affinity = 0.5 * trace.query.double().flatten(1).T @ trace.key.double().flatten(1)
-    for expected, cell in zip(affinity.softmax(1), cells(grid), strict=True):
+    for expected, cell in zip(plain_attention(trace), cells(grid), strict=True):
         assert_is(dense_map(trace, cell), expected, grid)
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (12, 9), (1, 1)])
-def test_anchors(grid: tuple[int, int]) -> None:
+def test_the_weights_of_anchors_are_a_softmax_over_pooled_keys(grid: tuple[int, int]) -> None:
     trace = pyramid_trace(grid)
     affinity = 0.5 * trace.query.double().flatten(1).T @ trace.key.double()
     for expected, cell in zip(affinity.softmax(1), cells(grid), strict=True):

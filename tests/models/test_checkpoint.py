@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from models.segmentor import Segmentor
 from tests.models.reference import Sizes, random_state, shapes_of
 
 Build = Callable[[str, str], Segmentor]
-CONV_SEG = "decode_head.conv_seg.weight"
 
 
 def weights(segmentor: Segmentor) -> dict[str, Tensor]:
@@ -34,16 +31,6 @@ def assert_equal_weights(got: Segmentor, want: dict[str, Tensor]) -> None:
 @pytest.fixture
 def state(tiny_segmentor: Build) -> dict[str, Tensor]:
     return weights(tiny_segmentor("mobilenet", "ccnet"))
-
-
-class RunsCode:
-    """Unpickled without care, it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("head", ["fcn", "ccnet", "non_local", "ann", "danet", "gcnet", "pspnet"])
@@ -114,19 +101,6 @@ def test_metadata_that_makes_no_sense_is_refused(
         load_segmentor(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "meta": {"CLASSES": ("road",)}}])
-def test_bare_and_wrapped_state_dicts_load(
-    state: dict[str, Tensor], tmp_path: Path, wrap: Callable[[dict[str, Tensor]], object]
-) -> None:
-    torch.save(wrap(state), tmp_path / "model.pth")
-    assert_equal_weights(load_segmentor(tmp_path / "model.pth"), state)
-
-
-def test_old_torch_files_load(state: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({"state_dict": state}, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
-    assert_equal_weights(load_segmentor(tmp_path / "model.pth"), state)
-
-
 def test_prefix_and_training_only_tensors_are_dropped(state: dict[str, Tensor], tmp_path: Path) -> None:
     extra = {
         "auxiliary_head.conv_seg.weight": torch.ones(5, 8, 1, 1),
@@ -161,88 +135,6 @@ def test_a_block_that_is_missing_is_named(tiny_segmentor: Build, tmp_path: Path)
     torch.save({key: value for key, value in state.items() if "layer3.4." not in key}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"missing backbone\.layer3\.4\.conv1\.weight"):
         load_segmentor(tmp_path / "model.pth")
-
-
-@pytest.mark.parametrize("kept", [0, 4, 100, -5000, -1])
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_truncated_and_empty_files_are_refused(state: dict[str, Tensor], tmp_path: Path, name: str, kept: int) -> None:
-    path = tmp_path / name
-    if path.suffix == ".pth":
-        torch.save(state, path)
-    else:
-        save_file(state, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        CheckpointError,
-        match=f"{name}: (not a safetensors file|not a torch checkpoint|a damaged or truncated)",
-    ):
-        load_segmentor(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "hello world\n",
-        "<html><body>404 Not Found</body></html>\n",
-        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
-    ],
-    ids=["text", "html", "lfs-pointer"],
-)
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_text_files_are_refused_as_what_they_are(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=f"{name}: not a (safetensors file|torch checkpoint)"):
-        load_segmentor(tmp_path / name)
-
-
-def test_arbitrary_bytes_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.pth"
-    generator = torch.Generator().manual_seed(0)
-    for size in range(1, 60):
-        path.write_bytes(bytes(torch.randint(256, (size,), generator=generator).tolist()))
-        with pytest.raises(CheckpointError, match=r"model\.pth"):
-            load_segmentor(path)
-
-
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
-def test_code_in_a_pickle_is_refused_and_not_run(
-    state: dict[str, Tensor], tmp_path: Path, save: Callable[[object, Path], object]
-) -> None:
-    save({"state_dict": dict(list(state.items())[:2]), "hook": RunsCode(tmp_path / "ran")}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"model\.pth"):
-        load_segmentor(tmp_path / "model.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_refused_pickle_says_what_to_do(tmp_path: Path) -> None:
-    torch.save({"hook": RunsCode(tmp_path / "ran")}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"holds more than tensors.* save its state_dict alone"):
-        load_segmentor(tmp_path / "model.pth")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{}, [torch.ones(1)], torch.ones(1), {"state_dict": None}, {"state_dict": {}}, {"epoch": 3}, {1: torch.ones(1)}],
-    ids=["empty", "list", "tensor", "none", "empty-inside", "numbers", "numbered"],
-)
-def test_torch_files_without_a_state_dict_are_refused(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="holds no state dict"):
-        load_segmentor(tmp_path / "model.pth")
-
-
-@pytest.mark.parametrize("layout", ["sparse", "meta"])
-def test_tensors_without_plain_values_are_named(state: dict[str, Tensor], tmp_path: Path, layout: str) -> None:
-    state[CONV_SEG] = state[CONV_SEG].to_sparse() if layout == "sparse" else state[CONV_SEG].to("meta")
-    torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=CONV_SEG):
-        load_segmentor(tmp_path / "model.pth")
-
-
-@pytest.mark.parametrize("name", ["none.safetensors", "none.pth"])
-def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name}: no such file"):
-        load_segmentor(tmp_path / name)
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -287,13 +179,6 @@ def test_negative_variances_are_refused(state: dict[str, Tensor], tmp_path: Path
     state["decode_head.convs.0.bn.running_var"] = -torch.ones_like(state["decode_head.convs.0.bn.running_var"])
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"decode_head\.convs\.0\.bn\.running_var holds negative variances"):
-        load_segmentor(tmp_path / "model.pth")
-
-
-def test_a_tensor_that_is_larger_than_its_file_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
-    state["decode_head.conv_seg.bias"] = torch.zeros(1).expand(5)
-    torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"decode_head\.conv_seg\.bias has 20 bytes, of which the file holds 4"):
         load_segmentor(tmp_path / "model.pth")
 
 

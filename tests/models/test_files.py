@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ class Counter:
 
     def __init__(self, count: int) -> None:
         self.count = count
+
+
+class RunsCode:
+    """Unpickled without care, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
 
 
 def write(path: Path, content: object = None) -> Path:
@@ -49,24 +61,68 @@ def test_shapes_alone(tmp_path: Path, suffix: str) -> None:
     assert all(tensor.is_meta for tensor in content.tensors.values())
 
 
-def test_shapes_alone_of_an_old_torch_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_old_torch_file_is_read(tmp_path: Path, weights: bool) -> None:
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    tensors = read_file(tmp_path / "old.pth", weights=False).tensors
+    tensors = read_file(tmp_path / "old.pth", weights=weights).tensors
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         name: tensor.shape for name, tensor in STATE.items()
     }
+    assert not weights or all(torch.equal(tensors[name], STATE[name]) for name in STATE)
 
 
 @pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("kept", [0, 4, 100, -20, -1])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, weights: bool) -> None:
+def test_truncated_and_empty_files_are_refused(tmp_path: Path, suffix: str, kept: int, weights: bool) -> None:
     path = write(tmp_path / f"model.{suffix}")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="truncated"):
+    path.write_bytes(path.read_bytes()[:kept])
+    said = "not a safetensors file" if suffix == "safetensors" else "(not a|a damaged or truncated) torch checkpoint"
+    with pytest.raises(CheckpointError, match=rf"model\.{suffix}: {said}"):
         read_file(path, weights=weights)
 
 
-@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"state_dict": {"a": 1}}, [1], {1: torch.ones(1)}])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello world\n",
+        "<html><body>404 Not Found</body></html>\n",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+    ],
+    ids=["text", "html", "lfs-pointer"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_text_files_are_refused_as_what_they_are(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{name}: not a (safetensors file|torch checkpoint)"):
+        read_file(tmp_path / name)
+
+
+def test_arbitrary_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    generator = torch.Generator().manual_seed(0)
+    for size in range(1, 60):
+        path.write_bytes(bytes(torch.randint(256, (size,), generator=generator).tolist()))
+        with pytest.raises(CheckpointError, match=r"model\.pth"):
+            read_file(path)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, save: Callable[[object, Path], object]) -> None:
+    save({"state_dict": STATE, "hook": RunsCode(tmp_path / "ran")}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        read_file(tmp_path / "model.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({}, [torch.ones(1)], torch.ones(1), {"epoch": 3}, {1: torch.ones(1)}),
+        *({"state_dict": None}, {"state_dict": {}}, {"state_dict": {"a": 1}}),
+    ],
+    ids=str,
+)
 def test_a_file_without_a_state_dict_says_so(tmp_path: Path, content: object) -> None:
     with pytest.raises(CheckpointError, match="holds no state dict"):
         read_file(write(tmp_path / "model.pth", content))
@@ -104,9 +160,10 @@ def test_a_shape_that_the_file_does_not_hold_is_refused(tmp_path: Path, odd: Ten
         read_file(write(tmp_path / "model.pth", {**STATE, "odd.weight": odd}), weights=weights)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.pth: no such file"):
-        read_file(tmp_path / "model.pth")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: no such file"):
+        read_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +185,7 @@ def test_the_advice_for_a_file_that_needs_unpickling_works(
     trainer = __import__("trainer")
     monkeypatch.setattr(trainer, "Counter", Counter)
     torch.save(content, old)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match="holds more than tensors") as caught:
         read_file(old)
     assert str(caught.value).endswith(RESCUE)
     command = shlex.split(RESCUE)

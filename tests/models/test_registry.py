@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,8 +33,7 @@ def test_names_find_their_specs() -> None:
 
 
 @pytest.mark.parametrize("look_up", [get_spec, create_model])
-def test_an_unknown_name_is_answered_with_the_known_ones(look_up: object) -> None:
-    assert callable(look_up)
+def test_an_unknown_name_is_answered_with_the_known_ones(look_up: Callable[[str], object]) -> None:
     with pytest.raises(UnknownModel, match="no model 'unet'") as caught:
         look_up("unet")
     assert all(spec.name in str(caught.value) for spec in list_models())

@@ -54,15 +54,6 @@ def test_an_images_trace_does_not_keep_the_batch_alive(trace: Trace, dtype: torc
         assert mine.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
 
 
-def test_values_beyond_half_stay_finite(trace: Trace) -> None:
-    large = dataclasses.replace(trace, query=(trace.query * 1e6).bfloat16(), key=(trace.key * -1e6).bfloat16())
-    alone = large.of_image(0)
-    assert alone.query.isfinite().all()
-    assert alone.key.isfinite().all()
-    assert torch.equal(alone.query.sign(), trace.query[0].half().sign())
-    assert alone.query.abs().max() == torch.finfo(torch.float16).max
-
-
 def test_an_images_trace_has_no_gradient_and_one_layout(trace: Trace) -> None:
     query = trace.query.contiguous(memory_format=torch.channels_last).requires_grad_()
     alone = dataclasses.replace(trace, query=query).of_image(0)
@@ -75,7 +66,7 @@ def test_a_trace_is_frozen(trace: Trace) -> None:
         trace.step = 2  # type: ignore[misc]
 
 
-def test_values_beyond_half_stay_finite_in_bfloat16_too() -> None:
+def test_values_beyond_half_stay_finite() -> None:
     large = torch.tensor([1e5, -1e5, 65280.0], dtype=torch.bfloat16).view(1, 3, 1, 1)
     alone = Trace("nl", 1, large, large).of_image(0)
-    assert alone.query.flatten().tolist() == [65504, -65504, 65280]
+    assert alone.query.flatten().tolist() == alone.key.flatten().tolist() == [65504, -65504, 65280]
