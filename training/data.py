@@ -68,7 +68,7 @@ def _load_sample(path: Path, mask_path: Path, labels: Labels) -> Sample:
             mask = torch.from_numpy(np.array(drawn).astype(np.int64))
     except FileNotFoundError:
         raise
-    # Pillow says so in many ways, of a truncated file without its name.
+    # Pillow raises many kinds of errors, and those of truncated files don't name the file.
     except (OSError, SyntaxError, ValueError, TypeError, struct.error) as exc:
         raise LabelsError(f"{path} or its mask {mask_path} is broken: {exc}") from exc
     if mask.shape != image.shape[:2]:

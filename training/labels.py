@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from models.classes import CAMVID, ClassSet
+
+IGNORED = 255  # unless a file says otherwise; no more names than that fit below it
 
 
 class LabelsError(Exception):
@@ -46,17 +49,14 @@ def load_labels(path: Path) -> Labels:
         raise LabelsError(f"{path}: {' '.join(str(exc).split())}") from exc
     if not isinstance(content, dict) or not {"names", "palette"} <= content.keys():
         raise LabelsError(f"{path}: needs names and palette, and may have ignore")
-    names, palette, ignored = content["names"], content["palette"], content.get("ignore", [IGNORED])
-    for key, value, check in (
-        ("names", names, _is_name),
-        ("palette", palette, _is_color),
-        ("ignore", ignored, _is_byte),
-    ):
-        if not isinstance(value, list):
-            raise LabelsError(f"{path}: {key} is {value!r}, not a list")
-        for item in value:
-            if not check(item):
-                raise LabelsError(f"{path}: {key} holds {item!r}; {RULES[key]}")
+    content = {"ignore": [IGNORED], **content}
+    for key, (is_right, rule) in RULES.items():
+        if not isinstance(content[key], list):
+            raise LabelsError(f"{path}: {key} is {content[key]!r}, not a list")
+        for item in content[key]:
+            if not is_right(item):
+                raise LabelsError(f"{path}: {key} holds {item!r}; {rule}")
+    names, palette, ignored = (content[key] for key in RULES)
     if not 2 <= len(names) <= IGNORED or len(palette) != len(names) or len(set(names)) != len(names):
         raise LabelsError(
             f"{path}: {len(set(names))} different names of {len(names)}, {len(palette)} colours; "
@@ -65,14 +65,6 @@ def load_labels(path: Path) -> Labels:
     if classes := sorted(value for value in ignored if value < len(names)):
         raise LabelsError(f"{path}: ignore holds {classes[0]}, which is the id of {names[classes[0]]!r}")
     return Labels(ClassSet(tuple(names), tuple(tuple(color) for color in palette)), frozenset(ignored))
-
-
-IGNORED = 255
-RULES = {
-    "names": "a name is a text",
-    "palette": "a colour is three numbers from 0 to 255",
-    "ignore": "a mask's value is a number from 0 to 255",
-}
 
 
 def _is_name(value: object) -> bool:
@@ -85,6 +77,14 @@ def _is_byte(value: object) -> bool:
 
 def _is_color(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
+
+
+# What each item of a list must be.
+RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "names": (_is_name, "a name is a text"),
+    "palette": (_is_color, "a colour is three numbers from 0 to 255"),
+    "ignore": (_is_byte, "a mask's value is a number from 0 to 255"),
+}
 
 
 def to_json(classes: ClassSet) -> str:

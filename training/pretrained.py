@@ -104,7 +104,6 @@ def _take_imagenet_input(stem: nn.Conv2d) -> None:
 
 # torchvision numbers all blocks through; (first block, stage) of each of ours.
 STAGE_STARTS = ((14, 4), (7, 3), (4, 2), (1, 1))
-PARTS = {3: ("expand", "depthwise", "project"), 2: ("depthwise", "project")}
 
 
 def _rename(key: str) -> str:
@@ -113,9 +112,8 @@ def _rename(key: str) -> str:
     if block == 0:
         return f"stem.{('conv', 'bn')[int(rest[0])]}.{rest[1]}"
     start, stage = next((start, stage) for start, stage in STAGE_STARTS if block >= start)
-    names = PARTS[2 if block == 1 else 3]
-    # `conv.<i>.<j>`: part i with j 0 or 1 for convolution or norm; the last part has no such pair, only i and i + 1.
-    part = int(rest[1])
-    last = part >= len(names) - 1
-    layer = ("conv", "bn")[part - (len(names) - 1) if last else int(rest[2])]
-    return f"layer{stage}.{block - start}.{names[min(part, len(names) - 1)]}.{layer}.{rest[-1]}"
+    names = ("depthwise", "project") if block == 1 else ("expand", "depthwise", "project")
+    # `conv.<i>.0` and `.1` are convolution and norm of part i; of the last part they are `conv.<i>` and `conv.<i + 1>`.
+    part, last = int(rest[1]), len(names) - 1
+    part, layer = (part, int(rest[2])) if part < last else (last, part - last)
+    return f"layer{stage}.{block - start}.{names[part]}.{('conv', 'bn')[layer]}.{rest[-1]}"

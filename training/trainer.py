@@ -78,13 +78,7 @@ class Start:
 
 
 class Trainer:
-    def __init__(
-        self,
-        recipe: Recipe,
-        samples: list[Sample],
-        labels: Labels,
-        start: Start,
-    ) -> None:
+    def __init__(self, recipe: Recipe, samples: list[Sample], labels: Labels, start: Start) -> None:
         if len(samples) < recipe.batch_size:
             raise ValueError(f"{len(samples)} training samples are fewer than one batch of {recipe.batch_size}")
         if recipe.crop < SMALLEST_CROP:
@@ -109,12 +103,8 @@ class Trainer:
         self.class_weights = 1 / torch.log(recipe.class_weight_constant + class_frequencies(samples, num_classes))
         self.class_weights = (self.class_weights / self.class_weights.mean()).to(self.device)
         self.optimizer = self._new_optimizer()
-        self.items = TrainingSet(
-            samples,
-            Augmentation(crop=(recipe.crop, recipe.crop)),
-            seed=recipe.seed,
-            drawn_share=recipe.drawn_share,
-        )
+        augmentation = Augmentation(crop=(recipe.crop, recipe.crop))
+        self.items = TrainingSet(samples, augmentation, seed=recipe.seed, drawn_share=recipe.drawn_share)
         self.steps_per_epoch = len(samples) // recipe.batch_size
         self.step = 0
 
