@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +21,10 @@ def serving(port: int, **settings: str) -> Iterator[tuple[int, str]]:
     """Process id and address of a server that is ready; settings without their prefix.
 
     Raises:
+        OSError: somebody listens there already, who would be measured in its place
         SystemExit: it ended instead
     """
+    socket.create_server(("127.0.0.1", port)).close()
     own = {"PORT": str(port), "LOG_LEVEL": "warning", **settings}
     environment = {**os.environ, **{f"SEGLENS_{name}": value for name, value in own.items()}}
     server = subprocess.Popen([sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment)

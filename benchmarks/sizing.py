@@ -31,7 +31,7 @@ from tests.models.reference import full_size, random_state, shapes_of
 from training.scenes import draw_street
 
 RESULTS = Path(__file__).parent / "results" / "sizing.json"
-PORT = 18767
+PORT = 18768
 CALLERS = 64  # half as many as may wait by default
 ONE_BY_ONE = 4
 PUBLISHED = "ccnet-resnet50-published"
