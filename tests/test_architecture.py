@@ -88,7 +88,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "app/engine/accounts.py": "numbers of what the engine does, read in tests/app/engine/test_engine.py",
     "app/engine/changes.py": "every load and unload of tests/app/engine/test_residents.py goes through it",
     "app/engine/loaded.py": "who holds a model, and when it goes, is in tests/app/engine/test_residents.py",
-    "app/engine/waiting.py": "callers alone; who is answered, and how, is in tests/app/engine/test_engine.py",
     "app/errors.py": "names and numbers alone; each becomes a reply in tests/app/api/test_errors.py",
     "app/main.py": "wiring alone; every test under tests/app/api runs the app that it builds",
     "app/api/segmenting.py": "every test of tests/app/api/routes/test_segment*.py goes through it",
