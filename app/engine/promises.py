@@ -121,8 +121,6 @@ class Promises:
         now, due = promise.made, promise.made + max(self.ROUNDING, (1 + self.PAD) * wait)
         held = self._of_caller.get(promise.caller)
         if held is None:
-            # Who allows more time could be let in sooner than those in the line, and would keep out those who come.
-            due = max(due, now + self.share_kept * (self._line[-1].due - now) if self._line else due)
             promise.due, promise.seconds = due, due - now
             if len(self._line) < self.LONGEST:
                 self._of_caller[promise.caller] = promise

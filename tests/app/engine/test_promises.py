@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -31,24 +30,6 @@ def test_a_caller_is_told_a_little_more_than_it_should_take() -> None:
 
 def test_nobody_is_told_to_come_back_at_once() -> None:
     assert told(Promises(), "x", 10.0, 0.0) > 0
-
-
-def test_nobody_is_told_to_come_before_those_in_the_line() -> None:
-    promises = Promises()
-    seconds = told(promises, "x", 10.0, 4.0)
-    assert told(promises, "allows more time", 11.0, 1.0) == pytest.approx(seconds - 1.0)
-    promises.keep("x", 12.0)
-    promises.keep("allows more time", 12.0)
-    assert told(promises, "y", 12.0, 1.0) < 1.1
-
-
-def test_those_in_the_line_are_waited_for_only_as_far_as_callers_do_come_back() -> None:
-    promises = Promises()
-    a_crowd(promises, 300, lambda number: number % 2 == 0)
-    promises.lapse(100.0)
-    told(promises, "x", 100.0, 10.0)
-    assert told(promises, "allows more time", 100.0, 1.0) == pytest.approx(5.2, abs=0.5)
-    assert told(promises, "allows less", 100.0, 8.0) == pytest.approx(8.25)
 
 
 def test_who_comes_early_is_told_the_same_moment_again() -> None:
@@ -357,17 +338,6 @@ def test_nobody_new_goes_before_those_who_wait_for_their_turn(case: str) -> None
     ]
     overtaken = sum(later < earlier for earlier, later in pairwise(came))
     assert overtaken < 0.25 * len(came)
-
-
-def test_short_deadlines_beside_long_ones_are_told_the_truth_too() -> None:
-    arrivals = enumerate(poisson(50.0, 2 * SECONDS))
-    requests = [replace(request, deadline=(1.0, 10.0)[number % 2]) for number, request in arrivals]
-    simulation = Simulation(Policy(1, 1 << 30, 128, 1 << 30), ONE_BY_ONE, Callers(1.0))
-    back = refused_first(simulation.run(requests, until=2 * SECONDS))
-    for deadline in (1.0, 10.0):
-        own = [visitor for visitor in back if visitor.request.deadline == deadline]
-        assert len(own) > 100
-        assert at_first_return(own) > 0.9
 
 
 def test_the_header_s_whole_seconds_cost_few_callers_a_second_way() -> None:
