@@ -21,6 +21,7 @@ from app.timings import Timings
 from benchmarks.peers.pipeline import occupy_device
 from benchmarks.peers.tuning import Tuning
 from models import ModelSpec, get_spec
+from models.precision import Precision
 from models.transforms import Preprocessing
 
 # An input of 16x8 at most.
@@ -41,8 +42,8 @@ class Emulated:
     def enter(self) -> None:
         pass
 
-    def load(self, spec: ModelSpec, key: str) -> None:
-        pass
+    def load(self, spec: ModelSpec, key: str) -> Precision:
+        return "float32"
 
     def warm_up(self, key: str) -> None:
         pass

@@ -15,6 +15,7 @@ from app.engine.staging import Image, Staged
 from app.errors import InferenceFailed
 from app.timings import Timings
 from models import ModelSpec
+from models.precision import Precision
 
 BAD = 13  # an image of this value fails
 PATIENCE = 100.0  # seconds until a gate that a test has forgotten opens by itself
@@ -59,9 +60,10 @@ class FakeDevice:
         if self.enters < 0:
             raise RuntimeError("this thread cannot reach the device")
 
-    def load(self, spec: ModelSpec, key: str) -> None:
+    def load(self, spec: ModelSpec, key: str) -> Precision:
         self._meet_the_gate()
         self.resident.add(key)
+        return "float32"
 
     def warm_up(self, key: str) -> None:
         self._meet_the_gate()

@@ -67,6 +67,7 @@ def to_reply(record: Record, found: AttentionMap, top: int, with_weights: bool) 
     heaviest = np.argsort(flat, kind="stable")[::-1][:top]
     anchors = found.anchors
     x, y = found.point or (None, None)
+    width, height = record.size
     return AttentionReply(
         id=record.id,
         model=record.spec.name,
@@ -75,6 +76,7 @@ def to_reply(record: Record, found: AttentionMap, top: int, with_weights: bool) 
         compose=found.compose,
         level=found.level,
         direction=found.direction,
+        image=ImageSize(width=width, height=height),
         x=x,
         y=y,
         of_class=next((one for one in _classes(record) if one.id == found.class_id), None),

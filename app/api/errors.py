@@ -21,6 +21,7 @@ from app.logs import fields
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+MOST_NAMED = 10  # wrong parameters in one answer
 
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedBody: 400,
@@ -180,7 +181,9 @@ def _is_routed(request: Request, method: str) -> bool:
 def _on_validation_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     first, *others = exc.errors()
-    detail = "; ".join(map(_sentence, (first, *others)))
+    detail = "; ".join(map(_sentence, (first, *others[: MOST_NAMED - 1])))
+    if len(others) >= MOST_NAMED:
+        detail += f"; and {len(others) - MOST_NAMED + 1} more"
     numbers = {} if others else _numbers(first)  # of several there is no one limit
     _note(request, "invalid-parameter")
     return _response(_problem("invalid-parameter", 422, detail, request.state.request_id, numbers), None)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.api.errors import Problem
 from app.regions import Polygon
+from models.precision import Precision
 
 Format = Literal["json", "png", "palette", "color", "overlay", "confidence", "coco", "geojson", "npz"]
 Part = Literal["mask", "rle", "polygons"]
@@ -175,6 +176,7 @@ class AttentionReply(BaseModel):
     compose: str | None = Field(None, description="Of both steps together.")
     level: str | None = Field(None, description="Of a pyramid block.")
     direction: str
+    image: ImageSize = Field(description="In whose pixels x and y are.")
     x: int | None = None
     y: int | None = None
     of_class: ClassPixels | None = Field(
@@ -224,6 +226,9 @@ class ModelInfo(BaseModel):
     state: str = Field(description="available, loading, ready or failed; a model that serves is ready.")
     reason: str | None = Field(description="Why the last load failed.")
     device: str = ""
+    precision: Precision | None = Field(
+        None, description="What it computes in: float32, mixed (bfloat16 in part) or bfloat16; null unless it serves."
+    )
     dataset: str = ""
     miou: float | None = Field(None, description="Percent, on the data set's test split; null if nobody has said.")
     input_rule: str = ""

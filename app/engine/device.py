@@ -14,6 +14,7 @@ from app.engine.staging import Image, Staged
 from app.errors import DeviceError, ServiceError
 from app.timings import Timings
 from models import ModelSpec, Trace
+from models.precision import Precision
 
 
 def find_device(name: str) -> torch.device:
@@ -101,8 +102,8 @@ class Device(Protocol):
     def enter(self) -> None:
         """Prepare the calling thread, which may then call the rest."""
 
-    def load(self, spec: ModelSpec, key: str) -> None:
-        """Put a model on the device, under a key by which the rest knows it.
+    def load(self, spec: ModelSpec, key: str) -> Precision:
+        """Put a model on the device, under a key by which the rest knows it; gives what it computes in there.
 
         Raises:
             ModelError: its file is not what it should be

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from models import ModelSpec
+from models.precision import Precision
 
 
 @dataclass(eq=False)
@@ -14,10 +15,12 @@ class Loaded:
 
     Attributes:
         key: what the device knows it by
+        precision: what it computes in there
     """
 
     spec: ModelSpec
     key: str
+    precision: Precision
     _uses: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -17,6 +17,7 @@ from app.engine.threads import DeviceThreads
 from app.errors import LoadFailed, ModelNotLoaded, ServiceError, UnknownModel
 from app.metrics import Metrics
 from models import ModelError, ModelSpec
+from models.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +134,8 @@ class Residents:
             # One at a time: two would share the memory that is left, and keep unloads waiting.
             async with self._change:
                 # Never a key that was given before: what has it may be held still, though it serves no more.
-                loaded = Loaded(spec, f"{spec.name}#{next(self._numbers)}")
-                await self._bring(loaded)
+                key = f"{spec.name}#{next(self._numbers)}"
+                loaded = Loaded(spec, key, await self._bring(spec, key))
                 replaced, model.loaded, model.spec, model.reason = model.loaded, loaded, spec, None
         except (ModelError, ServiceError) as exc:
             model.reason = str(exc)
@@ -166,15 +167,16 @@ class Residents:
         await loaded.unused()
         await self._call(self._worker.unload, loaded.key)
 
-    async def _bring(self, loaded: Loaded) -> None:
-        await self._call(self._worker.load, loaded.spec, loaded.key)
+    async def _bring(self, spec: ModelSpec, key: str) -> Precision:
+        precision = await self._call(self._worker.load, spec, key)
         try:
-            await self._call(self._worker.warm_up, loaded.key)
+            await self._call(self._worker.warm_up, key)
         except ServiceError:
-            await self._call(self._worker.unload, loaded.key)
+            await self._call(self._worker.unload, key)
             raise
         # It is here to stay, and need not hold up each collection of garbage.
         await self._call(settle)
+        return precision
 
     async def _call(
         self, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs

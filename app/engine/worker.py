@@ -27,6 +27,7 @@ from models import ModelError, ModelSpec, Output, Segmentor, Trace, load_model
 from models.folding import fold_batch_norm
 from models.operators import choose_operators
 from models.ops.upsample import upsample_argmax, upsample_argmax_reference
+from models.precision import Precision, precision_of
 from models.transforms import blank_padding, normalize
 from models.windows import list_views
 
@@ -91,22 +92,22 @@ class Worker:
         compute_on(self._cores.share)
         self._be_nice()
 
-    def load(self, spec: ModelSpec, key: str) -> None:
-        """Put a model on the device, under a key by which the rest knows it.
+    def load(self, spec: ModelSpec, key: str) -> Precision:
+        """Put a model on the device, under a key by which the rest knows it; gives what it computes in there.
 
         Raises:
             ModelError: its file is not what it should be
             OutOfMemory: there is no room for it
             InferenceFailed: whatever else went wrong
         """
-        failure = f"no network could be made of {spec.weights}"
-        load = partial(self._attempt, partial(self._load, spec), spec.name, failure)
+        load = partial(self._attempt, partial(self._load, spec), spec.name, f"no network can be made of {spec.weights}")
         loaded = load()
         if isinstance(loaded, OutOfMemory) and self._free_memory():
             loaded = load()
         if isinstance(loaded, ServiceError):
             raise loaded
         self._models[key] = loaded
+        return precision_of(loaded.segmentor)
 
     def warm_up(self, key: str) -> None:
         """Run a model as requests will, so that none pays for what is made at the first passes.

@@ -15,6 +15,7 @@ from app.engine.staging import Staged
 from app.errors import DeviceError
 from app.main import create_app
 from models import ModelSpec
+from models.precision import Precision
 from tests.fakes import FakeDevice
 from tests.servers import SPEC
 
@@ -24,10 +25,10 @@ class Failing(FakeDevice):
         super().__init__(best_batch_size=1)
         self._fault = fault
 
-    def load(self, spec: ModelSpec, key: str) -> None:
+    def load(self, spec: ModelSpec, key: str) -> Precision:
         if self._fault == "loads" and self.batches:
             threading.Event().wait()  # for as long as a large model takes
-        super().load(spec, key)
+        return super().load(spec, key)
 
     def run(self, key: str, staged: Staged) -> Ran:
         if len(self.batches) < 2 or self._fault in ("never", "loads"):

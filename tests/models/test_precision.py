@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import Segmentor
 from models.folding import fold_batch_norm
 from models.ops.upsample import upsample_argmax
-from models.precision import lower_precision
+from models.precision import lower_precision, precision_of
 from models.segmentor import STAGES
 
 HEADS = ["ann", "ccnet", "danet", "fcn", "gcnet", "non_local", "pspnet"]
@@ -38,6 +38,15 @@ def rounded(segmentor: Segmentor) -> Segmentor:
 
 def distance(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).norm())
+
+
+@pytest.mark.parametrize(("first", "precision"), [(None, "float32"), ("stem", "bfloat16"), ("layer2", "mixed")])
+def test_the_precision_of_a_network_is_told(tiny_segmentor: Make, first: str | None, precision: str) -> None:
+    segmentor = tiny_segmentor("resnet", "ccnet")
+    fold_batch_norm(segmentor)
+    if first is not None:
+        lower_precision(segmentor, first)
+    assert precision_of(segmentor) == precision
 
 
 # Random weights on few channels make much of any rounding: an error counts beside that of the least possible.

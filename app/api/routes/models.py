@@ -88,6 +88,7 @@ def _describe(services: Services, model: Model) -> ModelInfo:
         state=model.state,
         reason=model.reason,
         device=services.engine.device,
+        precision=model.loaded and model.loaded.precision,
         dataset=spec.dataset,
         miou=spec.miou,
         input_rule=_input_rule(spec.preprocessing),

@@ -17,7 +17,7 @@ from models import ModelSpec
 
 @pytest.fixture
 async def waiting(spec: ModelSpec) -> Waiting:
-    return Waiting(asyncio.get_running_loop().create_future(), Loaded(spec, "tiny#1"), 100)
+    return Waiting(asyncio.get_running_loop().create_future(), Loaded(spec, "tiny#1", "float32"), 100)
 
 
 def mask(forward: float) -> Segmentation:

@@ -71,6 +71,7 @@ async def test_info(client: httpx.AsyncClient, path: str, posted: dict[str, Any]
 async def test_one_pass_looks_at_the_cross(client: httpx.AsyncClient, path: str, x: int, y: int, step: str) -> None:
     body, weights = await weights_of(client, path, x=x, y=y, step=step)
     (height, width), (row, column) = weights.shape, body["cell"].values()
+    assert body["image"] == {"width": 240, "height": 180}
     assert (row, column) == (int((y + 0.5) * height / 180), int((x + 0.5) * width / 240))
     assert weights.sum() == pytest.approx(1, abs=1e-9)
     assert np.count_nonzero(weights[row]) + np.count_nonzero(weights[:, column]) == height + width
@@ -180,6 +181,13 @@ async def test_wrong_parameters(
     reply = await client.get(path, params={"x": "1", "y": "1", **params})
     assert_problem(reply, 422, "invalid-parameter")
     assert all(word in reply.json()["detail"] for word in words)
+
+
+@pytest.mark.parametrize(("count", "end"), [(10, "p9: there is no such parameter"), (11, "; and 1 more")])
+async def test_ten_wrong_parameters_are_named(client: httpx.AsyncClient, path: str, count: int, end: str) -> None:
+    reply = await client.get(path, params={"x": "1", "y": "1", **{f"p{index}": "1" for index in range(count)}})
+    assert reply.json()["detail"].endswith(end)
+    assert reply.json()["detail"].count("no such parameter") == 10
 
 
 @pytest.mark.parametrize("digits", [1000, 5000])

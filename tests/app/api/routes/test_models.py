@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from models import CheckpointError, list_models
+from models.fused import can_fuse, has_bfloat16
 from tests.fakes import FakeDevice
 
 ADMIN = {"admin_key": "secret"}
@@ -24,6 +25,18 @@ async def test_the_list_is_the_registry(client: httpx.AsyncClient) -> None:
     assert [model["name"] for model in models] == [spec.name for spec in list_models()]
     assert [model["default"] for model in models].count(True) == 1
     assert {(model["state"], model["device"]) for model in models} == {("ready", "cpu")}
+
+
+@pytest.mark.parametrize("asked", ["auto", "float32"])
+async def test_the_precision_is_that_of_the_weights_that_serve(
+    serve: Callable[..., AbstractAsyncContextManager[Any]], asked: str
+) -> None:
+    first, second = (spec.name for spec in list_models()[:2])
+    async with serve(precision=asked, models=first) as (_, client, _):
+        told = {model["name"]: model["precision"] for model in (await client.get("/models")).json()}
+    lower = asked == "auto" and can_fuse() and has_bfloat16()
+    assert told[first] == ("mixed" if lower else "float32")
+    assert told[second] is None, "of one that is not loaded nobody knows"
 
 
 async def test_one_model_is_described_as_in_the_list(client: httpx.AsyncClient) -> None:
