@@ -1,8 +1,9 @@
 """Whether the event loop is ever held up: `python -m benchmarks.eventloop [--clients N] [--seconds S]`.
 
-Runs the server in this process with every callback of its loop timed, while another process keeps N requests in
-flight and a third asks `/livez` ten times a second. A callback's CPU time is what it held up the loop by its own
-doing; its wall time also has what the machine took from it, and on a machine with all cores busy that is most.
+Runs the server in this process, on asyncio's loop, whose callbacks can be timed (by itself it has uvloop). Another
+process keeps N requests in flight and a third asks `/livez` ten times a second. A callback's CPU time is what it held
+up the loop by its own doing; its wall time also has what the machine took from it, and on a machine with all cores busy
+that is most.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 
 import httpx
 import torch
-import uvicorn
 
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from benchmarks.machine import describe
 from benchmarks.peers.figures import percentile
@@ -77,7 +78,7 @@ def probe(seconds: float) -> list[float]:
 
 async def serve(clients: int, seconds: float) -> tuple[list[tuple[float, float, str]], list[float]]:
     settings = Settings(port=PORT, max_queue_size=2 * clients, max_passes=1, request_timeout=120)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=PORT, log_level="error", access_log=False))
+    server = Server(create_app(settings), settings)  # which ends the process if somebody listens there already
     serving = asyncio.create_task(server.serve())
     async with httpx.AsyncClient(base_url=URL, transport=httpx.AsyncHTTPTransport(retries=10)) as client:
         while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - another task sets it
