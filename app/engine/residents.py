@@ -140,6 +140,8 @@ class Residents:
         except (ModelError, ServiceError) as exc:
             model.reason = str(exc)
             log.error("%s could not be loaded: %s", spec.name, exc, exc_info=exc.__cause__)
+            # Else all that was read of the file would stay until the collector comes, which `settle` made rare.
+            exc.__traceback__ = exc.__context__ = exc.__cause__ = None
             raise LoadFailed(f"{spec.name} could not be loaded: {exc}") from None
         finally:
             model.loads -= 1

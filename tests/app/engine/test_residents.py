@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from app.engine.engine import Engine
 from app.engine.scheduler import Policy
@@ -98,6 +101,30 @@ async def test_a_load_that_fails_leaves_the_old_one_serving(
     assert await replies([await ask(engine, 1)]) == [1]
     await engine.load(spec)
     assert engine.models.model("tiny").reason is None
+
+
+async def test_what_was_read_of_a_model_that_fails_waits_for_no_collector_of_garbage(
+    engine: Engine, device: FakeDevice, other: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    def load(spec: ModelSpec, key: str) -> None:
+        weights = torch.full((1,), torch.nan)
+        read.append(weakref.ref(weights))
+        try:
+            raise RuntimeError("NaN")
+        except RuntimeError as exc:
+            raise CheckpointError("other.pth: holds NaN or infinite weights") from exc
+
+    monkeypatch.setattr(device, "load", load)
+    monkeypatch.setattr("app.engine.residents.log.error", lambda *_, **__: None)  # what pytest keeps has the traceback
+    gc.collect()
+    gc.disable()
+    try:
+        assert await replies_of(asyncio.create_task(engine.load(other))) == "LoadFailed"
+        assert read[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_cannot_run_is_taken_off_again(
