@@ -278,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         sizes = [(int(height), int(width)) for height, width in (_pair(size, "x", int) for size in args.sizes)]
         requests = poisson(args.poisson, args.seconds, sizes, args.deadline)
+    if not requests:
+        raise SystemExit("no requests: a server logs them with SEGLENS_LOG_LEVEL=debug, their sizes once decoded")
     if args.write is not None:
         write(args.write, requests)
     print(compare(requests, args))
