@@ -8,7 +8,7 @@ import pytest
 
 from app.engine.scheduler import Policy
 from benchmarks.replay import Callers, Device, Outcome, Simulation, Visitor, main, percentile, table
-from benchmarks.traffic import Request, read
+from benchmarks.traffic import Request, read, write
 
 POLICY = Policy(max_batch_size=2, max_batch_pixels=1 << 30, max_queue_size=4, max_queue_bytes=1 << 30)
 DEVICE = Device(fixed=1.0, each=0.5)
@@ -136,6 +136,22 @@ def test_a_log_without_a_trace_is_told_so(tmp_path: Path) -> None:
     log.write_text("INFO app.engine.engine: ready: tiny on cpu\n")
     with pytest.raises(SystemExit, match="SEGLENS_LOG_LEVEL=debug"):
         main([str(log)])
+
+
+def test_options_are_those_of_the_device_and_of_its_callers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.jsonl"
+
+    def figures(*options: str) -> list[str]:
+        main([str(trace), "--cost", "0,1", *options])
+        return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+    write(trace, [*requests(0.0, width=10), *requests(9.0, width=30)])
+    assert "wait p99 1.500" in figures("--noise", "0"), "b seconds at the mean size"
+    assert "wait p99 1.500" not in figures("--noise", "0.5")
+    write(trace, requests(*[0.0] * 8))
+    full = "--noise", "0", "--max-queue-size", "4"
+    assert "refused 4 0" in figures(*full, "--returning", "0", "1")
+    assert figures(*full, "--returning", "1") != figures(*full, "--returning", "1", "--whole-seconds")
 
 
 def test_policies_are_compared_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

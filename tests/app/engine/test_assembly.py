@@ -78,6 +78,14 @@ def test_one_of_many_threads_sees_that_all_are_there(attempt: int) -> None:
     assert done.count(True) == 1
 
 
+def test_what_waits_keeps_no_batch_alive() -> None:
+    view = View((4, 8), False, (Window(0, 0, 4, 4), Window(0, 4, 4, 8)))
+    assembly = Assembly((view,), (4, 8))
+    batch = torch.zeros(8, 2, 1, 1)
+    assembly.add(0, batch[3], ())
+    assert assembly._logits[0].untyped_storage().nbytes() == batch[3].nbytes
+
+
 def test_a_pass_that_is_run_again_counts_once() -> None:
     view = View((4, 8), False, (Window(0, 0, 4, 4), Window(0, 4, 4, 8)))
     assembly = Assembly((view,), (4, 8))

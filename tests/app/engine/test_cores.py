@@ -37,10 +37,11 @@ def test_a_pass_alone_has_all_cores_and_its_own_thread(
     assert caller.submit(cores.run, where, beside=True).result() == ((share, "caller_0"), 1 / slots)
 
 
-def test_of_a_single_core_a_pass_alone_has_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.cores.available", lambda: 1)
+@pytest.mark.parametrize(("count", "whole"), [(1, 1.0), (2, 0.5)])
+def test_of_a_single_core_a_pass_alone_has_the_whole(monkeypatch: pytest.MonkeyPatch, count: int, whole: float) -> None:
+    monkeypatch.setattr("app.engine.cores.available", lambda: count)
     cores = Cores(1, 2, lambda: None)
-    assert cores.run(lambda: None) == (None, 1.0)
+    assert cores.run(lambda: None) == (None, whole)
     assert cores.run(lambda: None, beside=True) == (None, 0.5)
 
 
@@ -53,6 +54,11 @@ def test_cores_are_those_that_the_process_may_compute_on() -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert available() == len(before)
+
+
+def test_all_cores_count_where_none_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert available() == os.cpu_count()
 
 
 def test_torch_s_choice_without_one() -> None:

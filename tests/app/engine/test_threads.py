@@ -251,6 +251,19 @@ def test_each_thread_enters_the_device(new: Callable[[Track], DeviceThreads], ki
     assert any(name.startswith(kind) for name in entered)
 
 
+def test_its_threads_end(new: Callable[[Track], DeviceThreads]) -> None:
+    before, track = set(threading.enumerate()), Track()
+    threads = new(track)
+    track.let_go(1)
+    threads.run(batch(1)).result(PATIENCE)
+    threads.call(int).result(PATIENCE)
+    own = set(threading.enumerate()) - before
+    threads.shutdown()
+    for thread in own:
+        thread.join(PATIENCE / 10)
+    assert [thread.name for thread in own if thread.is_alive()] == []
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 def test_at_the_end_what_runs_is_finished_and_what_waits_is_not_begun(
     new: Callable[[Track], DeviceThreads], *, ahead: bool

@@ -26,6 +26,8 @@ from models import CheckpointError, ModelSpec, Segmentor
 from models.backbones.mobilenet import MobileNetV2
 from models.heads.ccnet import CCHead
 from models.inference import segment_image
+from models.ops.criss_cross import criss_cross_attention_reference
+from models.ops.upsample import upsample_argmax, upsample_argmax_reference
 from models.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 INPUT = (32, 48)
@@ -129,6 +131,17 @@ def test_two_models_are_told_apart(worker: Worker, spec: ModelSpec, monkeypatch:
     assert not (succeeded(outcomes_of(worker, pictures(1)))[0].mask == 3).all()
 
 
+def test_reference_operators_are_the_definitions(
+    segmentor: Segmentor, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.worker.load_model", {spec: segmentor}.__getitem__)
+    worker = Worker("cpu", 0, reduced=False, reference_operators=True)
+    worker.load(spec, spec.name)
+    attention = segmentor.get_submodule("decode_head.cca")
+    assert (attention.attend, worker._upsample) == (criss_cross_attention_reference, upsample_argmax_reference)
+    assert Worker("cpu", 0)._upsample is upsample_argmax
+
+
 # --- traces
 
 
@@ -189,6 +202,22 @@ def test_a_batch_too_large_for_the_device_is_split(
     assert [result.mask.shape for result in succeeded(done.outcomes)] == list(ORIGINALS)
     assert sizes == passes
     assert done.fits == told
+
+
+@pytest.mark.parametrize("short", [1, 2], ids=["first", "second"])
+def test_a_half_that_is_too_large_counts_though_the_batch_failed_otherwise(
+    worker: Worker, segmentor: Segmentor, short: int
+) -> None:
+    errors = iter([RuntimeError("bad") if index == 0 else index == short and MemoryError() for index in range(5)])
+
+    def check(batch: Tensor) -> None:
+        if error := next(errors):
+            raise error
+
+    on_every_pass(segmentor, check)
+    done = ran(worker, pictures())
+    assert len(succeeded(done.outcomes)) == 8
+    assert done.fits == 4, "of the other half"
 
 
 def test_an_odd_batch_is_split_without_loss(worker: Worker, segmentor: Segmentor) -> None:
@@ -326,10 +355,10 @@ def test_an_unloaded_model_is_gone_from_memory(
     monkeypatch.setattr("app.engine.worker.load_model", build)
     worker.load(spec, "another")
     worker.warm_up("another")
-    network = weakref.ref(worker._models["another"].segmentor)
-    settle()  # as the engine does, since when the collector no longer looks at it
+    modules = [weakref.ref(module) for module in worker._models["another"].segmentor.modules()]
+    settle()  # as the engine does, since when the collector no longer looks at them
     worker.unload("another")
-    assert network() is None
+    assert [module() for module in modules] == [None] * len(modules)
     assert list(worker._models) == ["tiny"]
 
 
@@ -344,6 +373,19 @@ def test_a_thread_that_enters_gets_its_share_of_the_cores_and_gives_way() -> Non
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(entered).result() == (2, NICENESS)
     assert (torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, 0)) == before, "only that thread"
+
+
+def test_a_thread_that_cannot_give_way_enters_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    worker = Worker("cpu", 4)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    with ThreadPoolExecutor(1, initializer=worker.enter) as thread:
+        assert thread.submit(torch.get_num_threads).result() == 2
+    monkeypatch.delattr(os, "setpriority")
+    with ThreadPoolExecutor(1, initializer=worker.enter) as thread:
+        assert thread.submit(torch.get_num_threads).result() == 2
 
 
 def test_no_memory_is_counted_on_the_cpu(worker: Worker) -> None:

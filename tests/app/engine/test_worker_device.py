@@ -197,6 +197,19 @@ def test_graphs_give_way_to_a_pass_that_runs_out_of_memory(
     assert (kinds(split), split.fits) == ([Segmentation] * 8, 4)
 
 
+def test_graphs_stay_where_nothing_lacks_memory(
+    worker: Worker, segmentor: Segmentor, spec: ModelSpec, recording: Callable[..., Any]
+) -> None:
+    worker._graphs = Graphs(4, recording)
+    for _ in range(2):
+        ran(worker, 1)
+    (graph,) = worker._graphs._shapes.values()
+    fail_beyond(segmentor, 1, RuntimeError("bad"))
+    assert kinds(ran(worker, 2)) == [Segmentation] * 2
+    worker.load(spec, "another")
+    assert graph in worker._graphs._shapes.values()
+
+
 def test_graphs_give_way_to_a_model_that_finds_no_room(
     worker: Worker,
     segmentor: Segmentor,
@@ -216,6 +229,23 @@ def test_graphs_give_way_to_a_model_that_finds_no_room(
     monkeypatch.setattr("app.engine.worker.load_model", load_model)
     worker.load(spec, "another")
     assert list(worker._models) == ["tiny", "another"]
+
+
+def test_warming_up_makes_the_graphs_and_room_for_them(
+    worker: Worker, segmentor: Segmentor, recording: Callable[..., Any]
+) -> None:
+    worker._graphs = Graphs(4, recording)
+    worker.warm_up("tiny")
+    assert all(worker._graphs._shapes.values())
+
+    def check(*_: object) -> None:
+        if worker._graphs._shapes == before:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before = dict(worker._graphs._shapes)
+    segmentor.register_forward_pre_hook(check)
+    worker.warm_up("tiny")
+    assert all(worker._graphs._shapes.values())
 
 
 @pytest.mark.parametrize(
