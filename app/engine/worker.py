@@ -132,7 +132,7 @@ class Worker:
 
     def unload(self, key: str) -> None:
         """Take a model that nobody runs any more from the device, and give its memory back to the system."""
-        self._models.pop(key, None)
+        del self._models[key]
         self._graphs.forget(key)
         clear()
         self._give_back()
