@@ -90,12 +90,13 @@ async def test_passes_go_on_while_a_model_loads(engine: Engine, device: FakeDevi
 
 
 async def test_a_load_that_fails_leaves_the_old_one_serving(
-    engine: Engine, device: FakeDevice, spec: ModelSpec
+    engine: Engine, device: FakeDevice, spec: ModelSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.error = CheckpointError("weights.pth: a damaged or truncated torch checkpoint")
     with pytest.raises(LoadFailed, match=r"tiny could not be loaded: weights.pth"):
         await engine.load(spec)
     device.error = None
+    assert "tiny could not be loaded: weights.pth" in caplog.text
     assert states(engine) == {"tiny": "ready"}
     assert engine.models.model("tiny").reason == "weights.pth: a damaged or truncated torch checkpoint"
     assert await replies([await ask(engine, 1)]) == [1]
@@ -184,7 +185,9 @@ async def test_a_load_while_the_engine_drains_is_answered(engine: Engine, device
     await asyncio.sleep(0)
     stopping = asyncio.create_task(engine.stop(0.1))
     assert await replies_of(load) == await replies_of(waiting) == "NotReady"
+    assert engine.models.is_at_work, "though nobody waits for it any more"
     device.gate.set()
+    await until(lambda: not engine.models.is_at_work)
     await stopping
     with pytest.raises(NotReady):
         await engine.load(other)
@@ -248,7 +251,7 @@ async def test_unload_answers_everyone_and_frees(engine: Engine, device: FakeDev
     assert await replies(waiting[2:5]) == ["ModelNotLoaded"] * 3
     assert states(engine) == {"tiny": "available"}
     assert device.resident == {"tiny#1"}, "a batch runs on it still, and one is staged"
-    with pytest.raises(ModelNotLoaded, match="available"):
+    with pytest.raises(ModelNotLoaded, match=r"available$"):
         engine.check_room("tiny", "a", 1, LONG)
     decoded.set()
     device.gate.set()
