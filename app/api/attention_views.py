@@ -64,7 +64,7 @@ def describe(record: Record) -> AttentionInfo:
 def to_reply(record: Record, found: AttentionMap, top: int, with_weights: bool) -> AttentionReply:
     rows, columns = found.weights.shape
     flat = found.weights.ravel()
-    heaviest = np.argsort(flat, kind="stable")[::-1][:top]
+    heaviest = np.argsort(-flat, kind="stable")[: min(top, np.count_nonzero(flat))]
     anchors = found.anchors
     x, y = found.point or (None, None)
     width, height = record.size

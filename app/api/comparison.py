@@ -56,7 +56,7 @@ def _pair(models: list[str], masks: tuple[Ids, Ids], names: list[str]) -> ModelP
     first, second = masks
     differ = first != second
     kinds = np.bincount(first[differ].astype(np.int64) * len(names) + second[differ])
-    heaviest = np.argsort(kinds, kind="stable")[::-1][:MOST_CLASS_PAIRS]
+    heaviest = np.argsort(-kinds, kind="stable")[:MOST_CLASS_PAIRS]
     return ModelPair(
         models=models,
         share=_share(differ),
