@@ -57,8 +57,19 @@ function showProblem(error, again = null, of = "") {
     : error.message + (error.wait ? `; try again in ${Math.ceil(error.wait)} s` : "");
   byId("problem-id").textContent = error.instance ? `request ${error.instance}` : "";
   byId("problem-again").hidden = !again || !mayPass(error);
-  byId("problem-again").onclick = () => { byId("problem").hidden = true; again(); };
+  byId("problem-again").onclick = (event) => { hideProblem(event); again(); };
   if (!error.type) console.error(error); // a bug of the page's own
+}
+
+let before = null; // what had the focus before one of the problem's buttons
+
+/** The focus goes back to where it was, lest keys begin at the top again. Whoever clicks has scrolled to what they see. */
+function hideProblem({ detail: clicks = 0 } = {}) {
+  const hadFocus = byId("problem").contains(document.activeElement);
+  byId("problem").hidden = true;
+  if (!hadFocus) return;
+  const places = [before, ...document.querySelectorAll("#file, [role='slider']")];
+  places.find((place) => place?.checkVisibility()).focus({ preventScroll: clicks > 0 });
 }
 
 /** What the server may take a little later: it is busy, not ready, or out of reach. */
@@ -79,7 +90,7 @@ const guarded = (action) => async function run(...values) {
 async function open(file) {
   state.abort.abort();
   state.abort = new AbortController();
-  byId("problem").hidden = true;
+  hideProblem();
   const { signal } = state.abort;
   showBusy("Reading the picture");
   const fresh = { file, picture: await readPicture(file), results: new Map(), about: null };
@@ -169,7 +180,7 @@ async function look(about) {
   noteChange();
   try {
     await stage().follow(about);
-    if (byId("problem").dataset.of === "map") byId("problem").hidden = true;
+    if (byId("problem").dataset.of === "map") hideProblem();
   } catch (error) {
     if (error.type !== "result-expired" || !state.file) return showProblem(error, () => look(state.about), "map");
     const fresh = { file: state.file, picture: state.picture, results: new Map() };
@@ -252,6 +263,7 @@ function startOver() {
   state.abort.abort(); // what the old picture still waits for
   state.abort = new AbortController();
   showBusy("");
+  hideProblem();
   byId("work").hidden = true;
   byId("start").hidden = false;
   byId("start").scrollIntoView();
@@ -299,7 +311,10 @@ byId("model").addEventListener("change", (event) => switching(event.target.value
 byId("compare").addEventListener("click", () => switching(state.model, !state.comparing));
 byId("share").addEventListener("click", guarded(copyLink));
 byId("another").addEventListener("click", startOver);
-byId("problem-close").addEventListener("click", () => { byId("problem").hidden = true; });
+byId("problem-close").addEventListener("click", hideProblem);
+byId("problem").addEventListener("focusin", ({ relatedTarget }) => {
+  if (relatedTarget && !byId("problem").contains(relatedTarget)) before = relatedTarget; // none: the window has come back
+});
 const ready = guarded(begin)();
 let opening = Promise.resolve(); // until the newest picture is there, or has failed
 listenForPictures(guarded((fetchFile, note) => {

@@ -198,6 +198,35 @@ def test_settings_are_aligned(opened: Opened, width: int) -> None:
     shoot(page, f"settings-{width}")
 
 
+@pytest.mark.parametrize("width", [NARROWEST, 375, 820, 1024, 1280])
+def test_the_menu_hangs_from_its_button(opened: Opened, width: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    choose(page)
+    page.locator("#menu summary").click()
+    button, entries = (page.locator(one).bounding_box() for one in ("#menu summary", "#downloads"))
+    assert button is not None
+    assert entries is not None
+    assert 0 < entries["y"] - (button["y"] + button["height"]) < 10
+    assert entries["x"] <= button["x"]
+    assert entries["x"] + entries["width"] >= button["x"] + button["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("width", [700, 820, 1024, 1280])
+def test_no_row_of_cards_has_a_hole(opened: Opened, width: int, count: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    page.route("**/models", lambda route: route.fulfill(json=route.fetch().json()[:count]))
+    page.reload()
+    choose(page)
+    page.locator("#compare").click()
+    page.locator("#many .overlay[data-cell]").nth(count - 1).wait_for()
+    boxes = [box for card in page.locator("#cards .card").all() if (box := card.bounding_box())]
+    assert len(boxes) == count + 1
+    ends = {box["y"]: box["x"] + box["width"] for box in boxes}  # of each row's last
+    assert list(ends.values()) == pytest.approx([max(ends.values())] * len(ends), abs=1.5)
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["ready", "before the page is ready"])
 def test_a_picture_that_the_browser_does_not_give_out(opened: Opened, *, early: bool) -> None:
     page, held = opened(), []
