@@ -272,9 +272,13 @@ function startOver() {
 
 async function restore() {
   showBusy("Fetching the result");
-  const replies = await Promise.all(link.ids.split(",").map((id) => getJson(`/results/${encodeURIComponent(id)}?format=json`)));
+  const found = await Promise.allSettled(link.ids.split(",").map((id) => getJson(`/results/${encodeURIComponent(id)}?format=json`)));
+  const replies = found.flatMap(({ value }) => value ?? []);
+  const failed = found.find(({ reason }) => reason && (reason.type !== "result-expired" || !replies.length));
+  if (failed) throw failed.reason;
   state.picture = await fetchPicture(replies[0].id);
   for (const reply of replies) state.results.set(reply.model, await toResult(reply, modelNamed(reply.model), state));
+  if (replies.length < found.length) await need(wanted()); // older than the others, it has gone before them
   if (!state.results.has(state.model)) state.model = replies[0].model;
   if (link.class) state.about = { class: link.class };
   else if (link.x && link.y) state.about = { x: Number(link.x), y: Number(link.y) };

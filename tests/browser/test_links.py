@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import httpx
+import numpy as np
+import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import HEAT, Opened, choose, click, point_of, wait_for_cell
+from tests.browser.conftest import HEAT, Opened, choose, click, pixels, point_of, wait_for_cell
 
 
 def test_a_link_is_opened_in_a_tab_that_has_the_page(opened: Opened) -> None:
@@ -56,3 +59,23 @@ def test_a_link_is_copied_where_the_page_comes_from_another_machine(opened: Open
     expect(page.locator("#share")).to_have_text("Copied")
     expect(page.locator("#share")).to_be_focused()
     assert page.evaluate("clipboard.readText()") == page.url
+
+
+@pytest.mark.parametrize("comparing", [False, True], ids=["one", "many"])
+def test_of_several_results_one_is_gone(opened: Opened, api: httpx.Client, *, comparing: bool) -> None:
+    page = opened()
+    first = choose(page)
+    page.locator("#compare").click()
+    maps = page.locator("#many .overlay[data-cell]")
+    maps.nth(2).wait_for()
+    click(page.locator("#many .panel").first, 0.31, 0.71)
+    wait_for_cell(maps.first, 21, 12)
+    point_of(page, "#many .overlay[data-cell]")
+    link = page.url.split("/")[-1] if comparing else page.url.split("/")[-1].replace("view=many", "view=one")
+    assert api.delete(f"/results/{first}").is_success
+    later = opened(link, refusals=1)
+    shown = later.locator("#many .overlay[data-cell]" if comparing else HEAT).first
+    wait_for_cell(shown, 21, 12)
+    expect(later.locator("#problem")).to_be_hidden()
+    expect(later.locator("#many .card[data-model]:visible")).to_have_count(3 if comparing else 0)
+    np.testing.assert_array_equal(pixels(shown), pixels(maps.first))
