@@ -31,8 +31,14 @@ export class Comparison {
     Object.assign(this, { results, picture, abort: new AbortController() });
     this.columns = results.map((result) => this.#column(result));
     const cards = this.columns.map(({ card }) => card);
+    const focused = this.#sliders().indexOf(document.activeElement);
     this.target.replaceChildren(...cards, ...(results.length > 1 ? [this.#disagreement()] : []));
+    this.#sliders()[focused]?.focus({ preventScroll: true }); // results that have gone are made again while keys move the point
     this.paintMasks();
+  }
+
+  #sliders() {
+    return [...this.target.querySelectorAll("[role='slider']")];
   }
 
   #panel(label, tip) {

@@ -1,5 +1,7 @@
 // How masks and maps are drawn, as the sliders and menus set it.
 
+import { DEFAULTS } from "/web/link.js";
+
 const byId = (id) => document.getElementById(id);
 
 /** The view that a link asks for; its parts are changed in place by the controls. */
@@ -39,6 +41,8 @@ export function bindSettings(view, onChange) {
       control.setAttribute("aria-valuetext", value);
     };
     control.value = view[name];
+    if (!control.value) control.value = DEFAULTS[id]; // a menu has not what the link says: it was cut off, or typed
+    view[name] = isNumber ? Number(control.value) : control.value; // a slider has ends
     tell();
     letClip(view);
     control.addEventListener("input", () => {

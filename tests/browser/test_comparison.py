@@ -124,6 +124,22 @@ def test_results_that_had_to_make_room(opened: Opened, api: httpx.Client) -> Non
     assert len(posts) == 1  # and not again and again
 
 
+def test_results_that_go_while_keys_move_the_point(opened: Opened, api: httpx.Client) -> None:
+    page = opened("#view=many", refusals=4)  # of the maps, and of one's anchors
+    page.set_input_files("#file", SAMPLE)
+    maps = page.locator("#many .overlay[data-cell]")
+    maps.nth(2).wait_for()
+    expect(page).to_have_url(re.compile(r"ids=[\w.-]+%2C[\w.-]+%2C[\w.-]+"))
+    for result in page.url.split("ids=")[1].split("%2C"):
+        assert api.delete(f"/results/{result}").is_success
+    panel = page.get_by_role("slider", name="Attention of ANN")
+    panel.press("ArrowRight")
+    wait_for_cell(maps.nth(1), 15, 21)
+    expect(panel).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    wait_for_cell(maps.nth(1), 15, 22)
+
+
 def test_and_back_to_one(opened: Opened) -> None:
     page = opened()
     choose(page)

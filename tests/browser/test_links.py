@@ -79,3 +79,13 @@ def test_of_several_results_one_is_gone(opened: Opened, api: httpx.Client, *, co
     expect(later.locator("#problem")).to_be_hidden()
     expect(later.locator("#many .card[data-model]:visible")).to_have_count(3 if comparing else 0)
     np.testing.assert_array_equal(pixels(shown), pixels(maps.first))
+
+
+def test_a_link_that_was_cut_off(opened: Opened) -> None:
+    page = opened("#direction=t&norm=lo&clip=990&heat=0.3&colors=viri")
+    choose(page)
+    expect(page.locator("#problem")).to_be_hidden()
+    shown = {"direction": "from", "norm": "max", "clip": "100", "heat": "0.3", "colors": "inferno"}
+    for name, value in shown.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+    expect(page).to_have_url(re.compile("#heat=0.3&clip=100&x="))
